@@ -1,0 +1,193 @@
+"""Parity with golden files: one forward, whole sampling runs, the mel and the speech symbols.
+
+Three kinds, told apart by what is in them: a tiny model with inputs and outputs (a `.safetensors` whose
+`.json` lies beside it), a waveform with its mel (`.safetensors`), and texts with their ids (`.json`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .config import Config
+from .errors import UserError
+from .guidance import Guidance, GuidedModel, Texts
+from .interaction.alignment import align
+from .mel import log_mel, mel_to_latent
+from .model import DualBranchDiT
+from .sampling import integrate, schedule
+from .speech import null_symbol_ids, symbol_ids
+from .tasks import Task
+
+TOLERANCE = 1e-4
+
+
+class Case(NamedTuple):
+    """One compared value; `error` is `||a - b|| / ||b||`, for ids and indices 0 or 1."""
+
+    name: str
+    error: float
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """`||a - b|| / ||b||` in float64; infinite where the shapes differ or something is not finite."""
+    if a.shape != b.shape or not a.isfinite().all():
+        return float("inf")
+    a, b = a.double(), b.double()
+    norm = b.norm()
+    return float((a - b).norm() / norm) if norm > 0 else float((a - b).norm())
+
+
+def verify(path: str | Path) -> Iterator[Case]:
+    """Every case of a golden file.
+
+    Raises:
+        UserError: the file is missing, damaged or no golden file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; give golden files as in tests/golden")
+    if path.suffix == ".safetensors":
+        try:
+            values = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read as safetensors ({error}); copy it again") from error
+        if "waveform" in values:
+            return _mel_cases(values)
+        if any(name.startswith("w.") for name in values):
+            return _model_cases(values, path.with_suffix(".json"))
+    elif path.suffix == ".json":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON ({error}); copy it again") from error
+        if isinstance(content, list) and content and all("ids" in case for case in content):
+            return _text_cases(content)
+        if isinstance(content, dict) and {"config", "forward"} <= content.keys():
+            return iter(())  # describes the .safetensors of the same name
+    raise UserError(
+        f"{path} holds no golden values; expected tensors with a `.json`, a mel or texts with ids"
+    )
+
+
+def _mel_cases(values: dict[str, Tensor]) -> Iterator[Case]:
+    mel = log_mel(values["waveform"])
+    yield Case("log_mel", relative_error(mel, values["log_mel"]))
+    yield Case("latent", relative_error(mel_to_latent(mel), values["latent"]))
+
+
+def _text_cases(cases: list[dict]) -> Iterator[Case]:
+    for i, case in enumerate(cases):
+        language, reference = case["lang"], case.get("ref_text", "")
+        yield Case(f"text {i} {language}", symbol_ids(case["text"], language, reference) != case["ids"])
+        if "neg_ids" in case:
+            yield Case(f"text {i} {language} null", null_symbol_ids(language, reference) != case["neg_ids"])
+
+
+def _model_cases(values: dict[str, Tensor], description: Path) -> Iterator[Case]:
+    if not description.is_file():
+        raise UserError(f"{description} is missing; it describes the cases of the .safetensors beside it")
+    golden = json.loads(description.read_text(encoding="utf-8"))
+    model = _golden_model(golden["config"], values)
+    given = {name[3:]: x for name, x in values.items() if name.startswith("in.")}
+    frames, mels = golden["T"], golden["La"]
+
+    def named(name: str) -> Tensor:
+        return given[name.split("[")[0]]  # "cond_video[:, :, :2]": the count says how much is read
+
+    def texts(caption: str, speech: str) -> Texts:
+        return Texts(given[caption], model.text_embedding(given[speech]))
+
+    def task(case: dict, reference_voice: bool, v2a: bool) -> Task:
+        known_video, known_audio = torch.arange(frames) < case["vcond"], torch.arange(mels) < case["acond"]
+        clean = torch.zeros_like(given["video"])
+        clean[:, :, known_video] = named(case["cond_video"])[:, :, : case["vcond"]]
+        reference_mel = given["ref_audio"] if reference_voice else None
+        clean_audio = given.get("cond_audio", torch.zeros_like(given["audio"]))
+        return Task(given["ref_image"], clean, known_video, clean_audio, known_audio, reference_mel, v2a)
+
+    if "plan.a2v_index" in values:
+        window = align(model.config, frames, mels).window
+        yield Case("plan.a2v_index", float(not torch.equal(window, values["plan.a2v_index"])))
+
+    with torch.inference_mode():
+        for name, case in golden.get("forward", {}).items():
+            a2v, v2a = (
+                not case.get("zero_con", False) and not case.get(f"no_{way}", False) for way in ("a2v", "v2a")
+            )
+            given_task = task(case, case.get("ref_audio", False), v2a)
+            pair = texts(case["caption"], case["text"])
+            video, audio = given_task.known(given["video"], given["audio"])
+            out = model(
+                video,
+                audio,
+                torch.tensor([case["t"]], dtype=torch.float32),
+                pair.caption,
+                pair.speech,
+                reference_image=given_task.reference_image,
+                reference_mel=given_task.reference_mel,
+                known_video=given_task.known_video,
+                known_audio=given_task.known_audio,
+                a2v=a2v,
+                v2a=v2a,
+                skip_layers=_skipped(case),
+            )
+            yield Case(f"{name}.video", relative_error(out.video[0], values[f"out.{name}.video"]))
+            yield Case(f"{name}.audio", relative_error(out.audio[0], values[f"out.{name}.audio"]))
+            wanted = {key for key in values if key.startswith(f"out.{name}.mask.")}
+            made = {f"out.{name}.mask.{block}": mask[0] for block, mask in out.face_masks.items()}
+            for key in sorted(wanted | made.keys()):
+                both = key in wanted and key in made
+                error = relative_error(made[key], values[key]) if both else float("inf")
+                yield Case(key.removeprefix("out."), error)
+
+        for name, case in golden.get("sampling", {}).items():
+            reference_voice = case["task"] == 1
+            velocity = GuidedModel(
+                model,
+                task(case, reference_voice, v2a=not reference_voice),
+                texts("caption", case["text"]),
+                texts("neg_caption", case["neg_text"]),
+                Guidance(case["s_v"], case["s_a"], case["macfg_prop"], _skipped(case)),
+            )
+            noise = (values[f"samp.{name}.noise_{branch}"] for branch in ("video", "audio"))
+            out = integrate(velocity, *noise, schedule(case["steps"], case["shift"]))
+            yield Case(f"sampling {name}.video", relative_error(out.video, values[f"samp.{name}.video"]))
+            yield Case(f"sampling {name}.audio", relative_error(out.audio, values[f"samp.{name}.audio"]))
+
+
+def _skipped(case: dict) -> tuple[int, ...]:
+    layer = case.get("slg", -1)
+    return () if layer is None or layer < 0 else (layer,)
+
+
+def _golden_model(sizes: dict, values: dict[str, Tensor]) -> DualBranchDiT:
+    weights = {name[2:]: x for name, x in values.items() if name.startswith("w.")}
+    config = Config(
+        video_dim=sizes["dim"],
+        video_heads=sizes["heads"],
+        video_ffn=sizes["ffn"],
+        audio_dim=sizes["adim"],
+        audio_heads=sizes["aheads"],
+        audio_ffn=sizes["affn"],
+        layers=sizes["layers"],
+        interaction_layers=tuple(range(0, sizes["layers"], 2)),
+        freq_dim=sizes["freq"],
+        caption_dim=sizes["text_dim"],
+        caption_length=sizes["text_len"],
+        speech_vocab=sizes["vocab"],
+        speech_dim=sizes["sdim"],
+        speech_layers=len({n for n in weights if n.endswith(".dwconv.weight")}),
+        video_channels=weights["patch_embedding.weight"].shape[1],
+        audio_channels=weights["audio_embedding.0.weight"].shape[1],
+    )
+    model = DualBranchDiT(config)
+    model.load_state_dict(weights)
+    return model.eval()
