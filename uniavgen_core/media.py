@@ -350,7 +350,7 @@ def _decode_frames(
 
 def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> torch.Tensor:
     picture = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-    return torch.from_numpy(np.rot90(picture, frame.rotation // 90).copy())
+    return torch.from_numpy(np.rot90(picture, round(frame.rotation / 90)).copy())
 
 
 def _decode_audio(
