@@ -144,12 +144,13 @@ def test_video_to_audio_with_a_bias_that_outweighs_the_features():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_video_to_audio_in_half_precision_stays_close(dtype):
+    """Measured 0.005 and 0.0006."""
     module = randomise(V2A(TINY), 6)
     given = features(TINY, (1, 5, 3, 4), 101, 7)
     wanted = naive_v2a(module, TINY, *given)
     module.to(dtype)
     got = run_v2a(module, TINY, *(x.to(dtype) for x in given))
-    assert oracle.relative_error(got, wanted) < (0.02 if dtype == torch.bfloat16 else 0.0025)
+    assert oracle.relative_error(got, wanted) < (0.01 if dtype == torch.bfloat16 else 0.0012)
 
 
 def test_released_video_to_audio_is_15_times_faster_and_10_times_smaller_than_the_naive_way():
