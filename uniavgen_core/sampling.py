@@ -63,7 +63,7 @@ def integrate(
         if not (u.video.isfinite().all() and u.audio.isfinite().all()):
             raise UserError(
                 f"the model's output is not finite at step {i + 1} of {steps}; "
-                "use bf16 or fp32 weights (fp16 can overflow) and check the checkpoint with `uniavgen inspect`"
+                "use bf16 or fp32 weights (fp16 can overflow) and look at the file with `uniavgen inspect`"
             )
         dt = (times[i] - times[i + 1]).to(video.device) / 1000
         video, audio, face_masks = video - u.video * dt, audio - u.audio * dt, u.face_masks

@@ -27,7 +27,7 @@ def latent_frames(frames: int) -> int:
     """
     if frames < 1 or frames % 4 != 1:
         raise UserError(
-            f"{frames} video frames do not fit the 4x temporal VAE; use 4n + 1, for example {snap_frames(frames)}"
+            f"{frames} video frames do not fit the 4x temporal VAE; use 4n + 1, such as {snap_frames(frames)}"
         )
     return (frames - 1) // 4 + 1
 
