@@ -1,0 +1,266 @@
+"""`uniavgen`: generate, inspect, verify, convert, bench; exit code 2 and one line for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import warnings
+
+DTYPES = ("fp32", "bf16", "fp16")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code (0 done, 1 golden values differ, 2 something to mend)."""
+    options = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever downloaded
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from .errors import UserError  # torch is slow to import: `--help` answers without it
+
+    try:
+        return options.run(options)
+    except UserError as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        message = "cancelled; nothing was written, run the same command again to start over"
+    except MemoryError:
+        message = "out of memory; use fewer --frames or a smaller --short-side"
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        message = "out of memory; use fewer --frames, a smaller --short-side or fp8 weights"
+    print(f"uniavgen: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="uniavgen", description="A picture and a line to say become a talking person.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    p = commands.add_parser("generate", help="make a clip")
+    p.add_argument(
+        "--mode", default="joint", help="joint, reference-voice, continuation, dubbing, audio-driven"
+    )
+    p.add_argument("--text", required=True, help="what is said in the whole clip")
+    p.add_argument("--caption", default="", help="what is seen: the person, the place, the mood")
+    p.add_argument("--language", default="en", help="en or zh")
+    p.add_argument("--image", help="reference picture (joint, reference-voice, audio-driven)")
+    p.add_argument("--video", help="video to continue or to dub")
+    p.add_argument("--audio", help="speech to animate (audio-driven)")
+    p.add_argument("--voice", help="a clip of the voice to speak with")
+    p.add_argument("--voice-text", help="what is said in --voice")
+    p.add_argument("--out", required=True, help="the video to write (.mp4, .mov, .mkv)")
+    p.add_argument("--frames", type=int, help="length at 16 fps, 4n + 1; released weights are made for 81")
+    p.add_argument("--prefix-frames", type=int, help="continuation: frames of --video that are kept, 4n + 1")
+    p.add_argument(
+        "--short-side", type=int, help="pixels of the shorter side, a multiple of 32 (default 736)"
+    )
+    p.add_argument("--s-v", type=float, default=3.0, help="guidance of the picture; 1 is off")
+    p.add_argument("--s-a", type=float, default=2.0, help="guidance of the sound; 1 is off")
+    p.add_argument("--guidance", choices=("ma-cfg", "cfg", "none"), default="ma-cfg")
+    p.add_argument("--interval", type=float, default=0.5, help="part of the steps that use MA-CFG, then CFG")
+    p.add_argument("--skip-layer", type=int, default=11, help="layer the null pass leaves out; -1: none")
+    p.add_argument("--steps", type=int, default=50)
+    p.add_argument("--shift", type=float, default=5.0)
+    p.add_argument("--seed", type=int, default=2025)
+    _add_weights(p)
+    p.add_argument("--json", action="store_true", help="print what was made as JSON")
+    p.set_defaults(run=_generate)
+
+    p = commands.add_parser("inspect", help="say what a weights file is")
+    p.add_argument("file")
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(run=_inspect)
+
+    p = commands.add_parser("verify", help="compare with golden files")
+    p.add_argument("files", nargs="+")
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(run=_verify)
+
+    p = commands.add_parser("convert", help="one flat safetensors file from a folder or another dtype")
+    p.add_argument("source", help="folder of shards, one file, or a vocoder's folder")
+    p.add_argument("target", help="the .safetensors file to write")
+    p.add_argument("--dtype", choices=("fp32", "bf16", "fp16", "fp8"), help="default: as in the source")
+    p.set_defaults(run=_convert)
+
+    p = commands.add_parser("bench", help="what a run costs")
+    p.add_argument("--flops", action="store_true", help="count FLOPs of the released size; needs no weights")
+    p.add_argument("--width", type=int, default=None)
+    p.add_argument("--height", type=int, default=None)
+    p.add_argument("--frames", type=int, default=None)
+    p.add_argument("--steps", type=int, default=50)
+    _add_weights(p)
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(run=_bench)
+    return parser
+
+
+def _add_weights(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", help="UniAVGen: folder of shards or one safetensors file")
+    p.add_argument("--vae", help="Wan2.2 VAE: diffusers folder or one safetensors file")
+    p.add_argument("--text-encoder", help="umT5-xxl: transformers folder with its tokenizer")
+    p.add_argument("--vocoder", help="BigVGAN of Qwen2.5-Omni: folder or one safetensors file")
+    p.add_argument("--device", help="cuda, cpu, ...; default: the first GPU if there is one")
+    p.add_argument("--dtype", choices=DTYPES, help="of the model; default: as in its file")
+
+
+def _weights(options: argparse.Namespace):
+    import torch
+
+    from .errors import UserError
+    from .pipeline import Weights
+
+    given = any((options.model, options.vae, options.text_encoder, options.vocoder))
+    device = options.device or ("cuda" if given and torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu"
+        ) from error
+    return Weights(
+        options.model,
+        options.vae,
+        options.text_encoder,
+        options.vocoder,
+        device,
+        _dtype(options.dtype),
+    )
+
+
+def _dtype(name: str | None):
+    import torch
+
+    return {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _print_json(values: dict) -> None:
+    print(json.dumps(values, ensure_ascii=False, indent=2))
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from .guidance import Guidance
+    from .pipeline import Request, generate
+
+    skip = () if options.skip_layer < 0 else (options.skip_layer,)
+    guidance = {
+        "ma-cfg": lambda: Guidance(options.s_v, options.s_a, options.interval, skip),
+        "cfg": lambda: Guidance.plain(options.s_v, options.s_a, skip),
+        "none": Guidance.none,
+    }[options.guidance]()
+    names = (
+        "mode out text caption image video audio voice voice_text language "
+        "frames prefix_frames short_side steps shift seed"
+    )
+    request = Request(guidance=guidance, **{name: getattr(options, name) for name in names.split()})
+    bar = tqdm(total=options.steps, unit="step", disable=None, leave=False)
+    with bar:
+        result = generate(
+            request,
+            _weights(options),
+            on_stage=bar.set_description,
+            on_step=lambda done, steps: bar.update(),
+        )
+    for note in result.notes:
+        print(f"uniavgen: {note}", file=sys.stderr)
+    if options.json:
+        _print_json(result.to_dict())
+    else:
+        length = result.frames / 16
+        print(f"{result.out}: {result.width}x{result.height}, {result.frames} frames, {length:.2f} s")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .checkpoint import inspect
+
+    values = inspect(options.file)
+    if options.json:
+        _print_json(values)
+        return 0
+    config = values.pop("config")
+    for name, value in values.items():
+        print(f"{name:12} {value if not isinstance(value, dict) else _row(value)}")
+    print(f"{'config':12} {_row(config)}")
+    return 0
+
+
+def _row(values: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from .errors import UserError
+    from .verify import TOLERANCE, verify
+
+    golden = [f for f in options.files if Path(f).suffix in (".safetensors", ".json") or not Path(f).exists()]
+    cases = []
+    for file in options.files:
+        if file not in golden:
+            print(f"{file}: no golden file, passed over", file=sys.stderr)
+            continue
+        for case in verify(file):
+            cases.append({"file": file, "case": case.name, "error": float(case.error)})
+            if not options.json:
+                mark = "ok" if case.error <= TOLERANCE else "DIFFERS"
+                print(f"{Path(file).name}  {case.name:32} {case.error:9.2e}  {mark}")
+    if not cases:
+        raise UserError("no golden values in these files; give the .safetensors and .json of tests/golden")
+    worst = max(case["error"] for case in cases)
+    passed = worst <= TOLERANCE
+    if options.json:
+        _print_json({"cases": cases, "worst": worst, "passed": passed})
+    else:
+        print(f"{len(cases)} cases, worst relative error {worst:.2e}, {'passed' if passed else 'FAILED'}")
+    return 0 if passed else 1
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from .checkpoint import convert
+    from .errors import UserError
+    from .model_files import identify
+    from .vocoder import convert_vocoder
+
+    if identify(options.source).kind == "vocoder":
+        if options.dtype == "fp8":
+            raise UserError("a vocoder is kept in fp32, bf16 or fp16; choose another --dtype")
+        convert_vocoder(options.source, options.target, _dtype(options.dtype or "fp32"))
+    else:
+        convert(options.source, options.target, options.dtype)
+    print(options.target)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from .bench import Size, flops_report, stage_report
+    from .config import RELEASED
+
+    weights = _weights(options)
+    default = Size() if options.flops or not weights.embedded else Size(128, 128, 33)
+    size = Size(*(getattr(options, name) or getattr(default, name) for name in Size._fields))
+    size.check()
+    report = flops_report(RELEASED, size, options.steps) if options.flops else stage_report(weights, size)
+    if options.json:
+        _print_json(report)
+        return 0
+    for name, values in report.items():
+        print(f"{name:28} {_row(values) if isinstance(values, dict) else values}")
+    return 0

@@ -1,0 +1,397 @@
+"""From real files to a finished mp4: the five tasks end to end, without ComfyUI."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import embedded, media, mel, speech, tasks
+from .caption import CaptionEncoder, load_caption_encoder, random_caption_encoder
+from .checkpoint import load_model, read_checkpoint
+from .errors import UserError
+from .guidance import Guidance, Texts
+from .model import DualBranchDiT
+from .sampling import Sample, sample, schedule
+from .vae import WanVAE, load_vae, random_vae
+from .vocoder import GriffinLim, Vocoder, load_vocoder, random_vocoder
+
+REFERENCE_SILENCE = 0.3  # seconds of silence after a reference voice (SPEC section 6)
+RELEASED_FRAMES, TINY_FRAMES = 81, 33
+RELEASED_SHORT_SIDE, TINY_SHORT_SIDE = 736, 128
+MIN_FRAMES = 5
+
+NEEDS = {
+    "joint": {"image"},
+    "reference-voice": {"image", "voice", "voice_text"},
+    "continuation": {"video"},
+    "dubbing": {"video"},
+    "audio-driven": {"image", "audio"},
+}
+ALLOWS = {
+    "continuation": {"voice", "voice_text"},
+    "dubbing": {"voice", "voice_text"},
+}
+INPUTS = ("image", "video", "audio", "voice", "voice_text")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the four parts are; a part that is not given is random, the vocoder Griffin-Lim.
+
+    Without any path all four are the embedded parts.
+    """
+
+    model: str | None = None
+    vae: str | None = None
+    text_encoder: str | None = None
+    vocoder: str | None = None
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+
+    @property
+    def embedded(self) -> bool:
+        return not (self.model or self.vae or self.text_encoder or self.vocoder)
+
+    def check(self) -> None:
+        """Everything that can be known about the files without loading them.
+
+        Raises:
+            UserError: the model's file is missing, damaged or another model; a part is missing.
+        """
+        if self.embedded:
+            return
+        missing = [name for name in ("model", "vae", "text_encoder") if not getattr(self, name)]
+        if missing:
+            names = ", ".join("--" + name.replace("_", "-") for name in missing)
+            raise UserError(f"some weights are given but not {names}; give all three, or none for a dry run")
+        read_checkpoint(self.model).config()
+        for path in (self.vae, self.text_encoder, self.vocoder):
+            if path and not Path(path).exists():
+                raise UserError(f"{path}: no such file or folder; check the path")
+
+    def load_model(self) -> DualBranchDiT:
+        return load_model(self.model, self.device, self.dtype) if self.model else embedded.random_model()
+
+    def load_vae(self) -> WanVAE:
+        return load_vae(self.vae, self.device) if self.vae else random_vae()
+
+    def load_caption_encoder(self) -> CaptionEncoder:
+        if self.text_encoder:
+            return load_caption_encoder(self.text_encoder, self.device, self.dtype or torch.bfloat16)
+        return random_caption_encoder()
+
+    def load_vocoder(self) -> Vocoder | GriffinLim:
+        if self.vocoder:
+            return load_vocoder(self.vocoder, self.device)
+        return random_vocoder() if self.embedded else GriffinLim()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One clip to make. Paths are files; which of them a mode needs is in `NEEDS` and `ALLOWS`.
+
+    `text`: what is said in the whole clip; `voice_text`: the transcript of `voice`.
+    `frames` (4n + 1 at 16 fps) and `short_side` (a multiple of 32) default to what the weights were made for.
+    `prefix_frames`: how many frames of a video a continuation keeps, by default half the clip.
+    """
+
+    mode: str
+    out: str
+    text: str
+    caption: str = ""
+    image: str | None = None
+    video: str | None = None
+    audio: str | None = None
+    voice: str | None = None
+    voice_text: str | None = None
+    language: str = "en"
+    frames: int | None = None
+    prefix_frames: int | None = None
+    short_side: int | None = None
+    guidance: Guidance = field(default_factory=Guidance)
+    steps: int = 50
+    shift: float = 5.0
+    seed: int = 2025
+
+    def check(self) -> None:
+        """Raises UserError for what is missing, superfluous or out of range, before any file is read."""
+        if self.mode not in tasks.MODES:
+            raise UserError(f"mode {self.mode!r} is unknown; choose one of {', '.join(tasks.MODES)}")
+        given = {name for name in INPUTS if getattr(self, name)}
+        for name in INPUTS:
+            flag = "--" + name.replace("_", "-")
+            if name in NEEDS[self.mode] - given:
+                raise UserError(f"mode {self.mode} needs {flag}")
+            if name in given - NEEDS[self.mode] - ALLOWS.get(self.mode, set()):
+                raise UserError(
+                    f"mode {self.mode} has no use for {flag}; leave it out or choose another mode"
+                )
+        if ("voice" in given) != ("voice_text" in given):
+            raise UserError("--voice and --voice-text belong together: give the clip and what is said in it")
+        if self.frames is not None:
+            tasks.latent_frames(self.frames)
+            if self.frames < MIN_FRAMES:
+                raise UserError(f"--frames is {self.frames}; use at least {MIN_FRAMES}")
+        if self.prefix_frames is not None:
+            tasks.latent_frames(self.prefix_frames)
+        for name in ("s_v", "s_a"):
+            if not 0 <= getattr(self.guidance, name) <= 100:
+                raise UserError(
+                    f"{name} is {getattr(self.guidance, name)}; use 0 to 100 (3 and 2 are the defaults)"
+                )
+        if not 0 <= self.guidance.interval <= 1:
+            raise UserError(f"the MA-CFG interval is {self.guidance.interval}; use 0 (never) to 1 (always)")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"the seed is {self.seed}; use a whole number from 0 to {2**63 - 1}")
+        schedule(self.steps, self.shift)
+        media.check_output(self.out)
+
+
+@dataclass
+class Inputs:
+    """What the files hold, cut and converted: nothing of a model has run yet."""
+
+    size: tuple[int, int]  # width, height
+    frames: int
+    symbols: list[int]
+    null_symbols: list[int]
+    picture: Tensor  # uint8 [F, H, W, 3]: the reference image or the known frames
+    sound: Tensor | None = None  # [n] 24 kHz: the known sound
+    voice: Tensor | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def mels(self) -> int:
+        return tasks.mel_frames(self.frames)
+
+
+@dataclass
+class Result:
+    """What was made; `seconds` and `peak_bytes` (CUDA only) by stage."""
+
+    out: str
+    mode: str
+    width: int
+    height: int
+    frames: int
+    samples: int
+    seed: int
+    random_weights: bool
+    notes: list[str]
+    seconds: dict[str, float]
+    sample: Sample
+
+    def to_dict(self) -> dict:
+        """JSON-ready: everything but the latents."""
+        values = {k: v for k, v in self.__dict__.items() if k != "sample"}
+        return {**values, "fps": tasks.FPS, "sample_rate": mel.SAMPLE_RATE}
+
+
+def read_inputs(request: Request, frames: int, short_side: int) -> Inputs:
+    """Reads and checks every file and text of a request.
+
+    `frames` is the length to make where the files do not decide it, and the most that is used of them.
+
+    Raises:
+        UserError: as the functions of `media`, `mel` and `speech`, or files too short for the task.
+    """
+    voice_text = request.voice_text or ""
+    symbols = speech.symbol_ids(request.text, request.language, voice_text)
+    null_symbols = speech.null_symbol_ids(request.language, voice_text)
+    notes = []
+    unknown = speech.unknown_symbols(request.text, request.language)
+    if unknown:
+        notes.append(f"the model cannot say {' '.join(unknown)}; these are passed over")
+
+    if request.mode in ("joint", "reference-voice", "audio-driven"):
+        picture, sound = media.read_image(request.image)[None], None
+        if request.mode == "audio-driven":
+            sound = mel.prepare_audio(*media.read_audio(request.audio), require_sound=True)
+            available = tasks.frames_for_mels(len(sound) // mel.HOP)
+            frames = _shorten("audio", frames, available, len(sound) / mel.SAMPLE_RATE, notes)
+            sound = sound[: tasks.mel_frames(frames) * mel.HOP]
+    else:
+        video = media.read_video(request.video, max_seconds=frames / tasks.FPS, fps=tasks.FPS)
+        picture, sound = video.frames, None
+        snapped = tasks.snap_frames(len(picture))
+        if request.mode == "dubbing":
+            frames = _shorten("video", frames, snapped, len(picture) / tasks.FPS, notes)
+            picture = picture[:frames]
+        else:
+            known = request.prefix_frames or min(snapped, tasks.snap_frames(frames // 2 + 1))
+            if known > snapped or known >= frames:
+                raise UserError(
+                    f"{request.video}: {known} of its {len(picture)} frames (16 fps) cannot open a clip of "
+                    f"{frames} frames; set --prefix-frames below both"
+                )
+            if video.audio is None:
+                raise UserError(f"{request.video}: has no sound to go on from; choose a video with sound")
+            picture = picture[:known]
+            sound = _fit(mel.prepare_audio(*video.audio), tasks.mel_frames(known) * mel.HOP)
+            notes.append(f"the first {known} frames ({known / tasks.FPS:.2f} s) of the video are kept")
+
+    width, height = media.size_for(picture.shape[2], picture.shape[1], short_side)
+    if (width, height) != (picture.shape[2], picture.shape[1]):
+        notes.append(f"picture {picture.shape[2]}x{picture.shape[1]} fitted to {width}x{height}")
+    voice = None
+    if request.voice:
+        voice = mel.prepare_audio(*media.read_audio(request.voice), require_sound=True)
+        voice = F.pad(mel.peak_normalise(voice), (0, round(REFERENCE_SILENCE * mel.SAMPLE_RATE)))
+    picture = media.fit_image(picture, width, height)
+    return Inputs((width, height), frames, symbols, null_symbols, picture, sound, voice, notes)
+
+
+def _shorten(what: str, wanted: int, available: int, seconds: float, notes: list[str]) -> int:
+    if available < MIN_FRAMES:
+        raise UserError(
+            f"the {what} lasts {seconds:.3f} s; the shortest clip is {MIN_FRAMES} frames "
+            f"({MIN_FRAMES / tasks.FPS:.4f} s), give a longer one"
+        )
+    frames = min(wanted, available)
+    notes.append(f"{frames} frames ({frames / tasks.FPS:.2f} s) of the {what} ({seconds:.2f} s) are used")
+    return frames
+
+
+def _fit(waveform: Tensor, samples: int) -> Tensor:
+    return F.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
+
+
+def generate(
+    request: Request,
+    weights: Weights,
+    on_stage: Callable[[str], None] = lambda name: None,
+    on_step: Callable[[int, int], None] = lambda done, steps: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Make one clip and write it. Everything that can be wrong is looked at before the first model is loaded.
+
+    Raises:
+        UserError: see `Request.check`, `Weights.check`, `read_inputs` and the loaders.
+    """
+    request.check()
+    weights.check()
+    tiny = weights.embedded
+    frames = request.frames or (TINY_FRAMES if tiny else RELEASED_FRAMES)
+    inputs = read_inputs(
+        request, frames, request.short_side or (TINY_SHORT_SIDE if tiny else RELEASED_SHORT_SIDE)
+    )
+    if tiny:
+        inputs.notes.insert(0, embedded.NOTICE)
+    device = torch.device(weights.device)
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        on_stage(name)
+        start = time.perf_counter()
+        yield
+        seconds[name] = round(time.perf_counter() - start, 3)
+
+    with torch.inference_mode():
+        vocoder = weights.load_vocoder()
+        with stage("caption"):
+            encoder = weights.load_caption_encoder()
+            caption, null_caption = encoder([request.caption]), encoder([""])
+            del encoder
+            gc.collect()
+        with stage("encode"):
+            vae = weights.load_vae()
+            video = vae.encode(_to_signed(inputs.picture).to(device))
+        with stage("load"):
+            model = weights.load_model()
+            caption_dim, layers = model.config.caption_dim, model.config.layers
+            if caption.shape[-1] != caption_dim:
+                raise UserError(
+                    f"the text encoder gives {caption.shape[-1]} channels, the model takes {caption_dim}; "
+                    "choose the umT5 that belongs to it"
+                )
+            guidance = _fitting(request.guidance, layers)
+            texts = [
+                Texts(states.to(device), model.text_embedding(torch.tensor([ids], device=device)))
+                for states, ids in ((caption, inputs.symbols), (null_caption, inputs.null_symbols))
+            ]
+            task = _task(request.mode, inputs, video, model.config.variant, device)
+        with stage("sample"):
+            out = sample(
+                model,
+                task,
+                *texts,
+                guidance,
+                request.steps,
+                request.shift,
+                request.seed,
+                on_step=on_step,
+                cancelled=cancelled,
+            )
+            del model
+            gc.collect()
+        with stage("decode"):
+            if request.mode == "dubbing":
+                pictures = inputs.picture
+            else:
+                pictures = _to_bytes(vae.decode(out.video))
+            if request.mode == "audio-driven":
+                waveform = inputs.sound
+            else:
+                waveform = vocoder(mel.latent_to_mel(out.audio))[0]
+        with stage("write"):
+            media.write_mp4(request.out, pictures, tasks.FPS, waveform, mel.SAMPLE_RATE)
+    return Result(
+        out=str(Path(request.out).absolute()),
+        mode=request.mode,
+        width=inputs.size[0],
+        height=inputs.size[1],
+        frames=inputs.frames,
+        samples=round(inputs.frames / tasks.FPS * mel.SAMPLE_RATE),
+        seed=request.seed,
+        random_weights=tiny,
+        notes=inputs.notes,
+        seconds=seconds,
+        sample=out,
+    )
+
+
+def _task(mode: str, inputs: Inputs, video: Tensor, variant: str, device: torch.device) -> tasks.Task:
+    frames, mels = tasks.latent_frames(inputs.frames), inputs.mels
+
+    def latent(waveform: Tensor) -> Tensor:
+        return mel.mel_to_latent(mel.log_mel(waveform))[None].to(device)  # [1, L, 80]
+
+    voice = None if inputs.voice is None else latent(inputs.voice)
+    if mode == "joint":
+        return tasks.joint(video, frames, mels)
+    if mode == "reference-voice":
+        return tasks.reference_voice(video, voice, frames, mels, variant)
+    if mode == "continuation":
+        return tasks.continuation(video, latent(inputs.sound), frames, mels, voice)
+    if mode == "dubbing":
+        return tasks.dubbing(video, mels, voice)
+    return tasks.audio_driven(video, latent(mel.peak_normalise(inputs.sound)), frames)
+
+
+def _fitting(guidance: Guidance, layers: int) -> Guidance:
+    """The default skip layer is the released model's; a smaller model has none."""
+    if guidance.skip_layers == Guidance().skip_layers and layers <= max(guidance.skip_layers):
+        return Guidance(guidance.s_v, guidance.s_a, guidance.interval, ())
+    outside = [layer for layer in guidance.skip_layers if not 0 <= layer < layers]
+    if outside:
+        raise UserError(f"skip layer {outside[0]} does not exist; the model has layers 0..{layers - 1}")
+    return guidance
+
+
+def _to_signed(pictures: Tensor) -> Tensor:
+    """uint8 `[F, H, W, 3]` -> `[1, 3, F, H, W]` in -1..1."""
+    return pictures.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+
+
+def _to_bytes(video: Tensor) -> Tensor:
+    """The inverse of `_to_signed`."""
+    return ((video[0].permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
