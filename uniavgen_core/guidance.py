@@ -116,6 +116,7 @@ class GuidedModel:
             reference_mel=reference_mel,
             known_video=task.known_video,
             known_audio=task.known_audio,
+            reference_mel_lengths=task.reference_mel_lengths,
             speech_lengths=texts.speech_lengths,
             cache=cache,
             attention=self.attention,

@@ -218,12 +218,12 @@ class DualBranchDiT(nn.Module):
         Raises:
             ValueError: shapes that do not fit together.
         """
-        self._check(video, audio, time, caption, speech, reference_image, reference_mel)
+        lengths = (reference_mel_lengths, speech_lengths)
+        self._check(video, audio, time, caption, speech, reference_image, reference_mel, *lengths)
         c = self.config
         cache = Cache() if cache is None else cache
         known_video = _known("video", known_video, video.shape[2])
         known_audio = _known("audio", known_audio, audio.shape[1])
-        lengths = (reference_mel_lengths, speech_lengths)
         v = self._video_branch(
             video, reference_image, time, caption, known_video, skip_layers, cache, attention
         )
@@ -412,6 +412,8 @@ class DualBranchDiT(nn.Module):
         speech: Tensor,
         reference_image: Tensor,
         reference_mel: Tensor | None,
+        reference_mel_lengths: Tensor | None,
+        speech_lengths: Tensor | None,
     ) -> None:
         c, batch = self.config, video.shape[0]
         expected = {
@@ -428,6 +430,17 @@ class DualBranchDiT(nn.Module):
             if x.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, x.shape)):
                 wanted = ", ".join("any" if n is None else str(n) for n in shape)
                 raise ValueError(f"{name} has shape {tuple(x.shape)}, expected ({wanted})")
+        for name, lengths, padded in (
+            ("reference_mel", reference_mel_lengths, reference_mel),
+            ("speech", speech_lengths, speech),
+        ):
+            if lengths is None:
+                continue
+            longest = 0 if padded is None else padded.shape[1]
+            if lengths.shape != (batch,) or int(lengths.max()) > longest:
+                raise ValueError(
+                    f"{name}_lengths {lengths.tolist()} do not fit {batch} samples of at most {longest}"
+                )
         if caption.shape[1] > c.caption_length:
             raise ValueError(f"caption has {caption.shape[1]} tokens, at most {c.caption_length} fit")
 

@@ -53,7 +53,8 @@ class Task:
 
     Shapes: `reference_image` `[B, C, 1, H, W]`; `clean_video` `[B, C, T, H, W]` and `clean_audio`
     `[B, L, bands]`, meaningful where `known_video` bool `[T]` and `known_audio` bool `[L]` are true;
-    `reference_mel` `[B, Lr, bands]`. `v2a`: whether video informs audio in the full pass.
+    `reference_mel` `[B, Lr, bands]`, with `reference_mel_lengths` `[B]` where voices of a batch differ in
+    length. `v2a`: whether video informs audio in the full pass.
     """
 
     reference_image: Tensor
@@ -63,6 +64,7 @@ class Task:
     known_audio: Tensor
     reference_mel: Tensor | None = None
     v2a: bool = True
+    reference_mel_lengths: Tensor | None = None
 
     def known(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Both latents with the known positions overwritten by clean data."""

@@ -2,12 +2,12 @@
 
 The context of mel frame j is `c0 X_f + c1 X_{f+1}`, linear in two latent frames. So keys and values are
 projected once per latent frame, and scores and outputs are blended instead of contexts. With
-`K_f = W_k X_f + b` and `c2 = 1 - c0 - c1` (0 but at the very end of the released variant):
+`K_f = W_k X_f + b` and `c2 = 1 - c0 - c1` (0 but at the very end of the released variant, where c1 is 0):
 
     key_j   = W_k context_j + b = c0 K_f + c1 K_{f+1} + c2 b
     score_j = (c0 q_j . R(g K_f) + c1 q_j . R(g K_{f+1}) + c2 q_j . R(g b)) / rms(key_j)
     A rms^2 = c0^2 <K_f, K_f> + c1^2 <K_{f+1}, K_{f+1}> + c2^2 <b, b>
-              + 2 (c0 c1 <K_f, K_{f+1}> + c0 c2 <K_f, b> + c1 c2 <K_{f+1}, b>)
+              + 2 c0 c1 <K_f, K_{f+1}> + 2 c0 c2 <K_f, b>
 
 with the norm's weight g and the rotation R both linear. No `[L, S, D]` tensor is ever built.
 """
@@ -128,7 +128,6 @@ class V2A(AttentionLayer):
             + c2.square() * video.bias_square
             + 2 * c0 * c1 * per_frame(video.neighbour, here)
             + 2 * c0 * c2 * per_frame(video.with_bias, here)
-            + 2 * c1 * c2 * per_frame(video.with_bias, after)
         )
         attention = torch.softmax(blend * torch.rsqrt(square + self.eps), dim=-1)
 
