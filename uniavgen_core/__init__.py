@@ -1,7 +1,22 @@
 """UniAVGen: sound and picture of a talking person made together. Knows nothing of ComfyUI."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from .config import RELEASED, Config
-from .model import DualBranchDiT
+
+if TYPE_CHECKING:
+    from .model import DualBranchDiT
 
 __version__ = "0.1.0"
 __all__ = ["RELEASED", "Config", "DualBranchDiT"]
+
+
+def __getattr__(name: str):
+    """`DualBranchDiT` brings torch along, so it is imported when asked for: `uniavgen --help` needs none."""
+    if name != "DualBranchDiT":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .model import DualBranchDiT
+
+    return DualBranchDiT

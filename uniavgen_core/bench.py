@@ -181,6 +181,7 @@ def stage_report(weights: Weights, size: Size) -> dict:
     Forwards are timed twice, the first one computing what a run keeps. Memory is the GPU's; on a CPU it
     is the peak of the process so far.
     """
+    weights.check()
     device = torch.device(weights.device)
     on_gpu = device.type == "cuda"
     report: dict = {"size": size._asdict(), "device": str(device), "random_weights": weights.embedded}

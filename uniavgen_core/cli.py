@@ -9,8 +9,12 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+
+from .errors import UserError  # torch is imported by the commands that need it: `--help` answers at once
 
 DTYPES = ("fp32", "bf16", "fp16")
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "calculation overflowed")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,8 +24,6 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever downloaded
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from .errors import UserError  # torch is slow to import: `--help` answers without it
-
     try:
         return options.run(options)
     except UserError as error:
@@ -30,8 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         message = "cancelled; nothing was written, run the same command again to start over"
     except MemoryError:
         message = "out of memory; use fewer --frames or a smaller --short-side"
+    except OSError as error:
+        message = f"{error.filename or 'a file'}: {error.strerror or error}; check the path and the disk"
     except RuntimeError as error:
-        if "out of memory" not in str(error) and "not enough memory" not in str(error):
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         message = "out of memory; use fewer --frames, a smaller --short-side or fp8 weights"
     print(f"uniavgen: {' '.join(message.split())}", file=sys.stderr)
@@ -121,7 +125,6 @@ def _add_weights(p: argparse.ArgumentParser) -> None:
 def _weights(options: argparse.Namespace):
     import torch
 
-    from .errors import UserError
     from .pipeline import Weights
 
     given = any((options.model, options.vae, options.text_encoder, options.vocoder))
@@ -195,6 +198,7 @@ def _inspect(options: argparse.Namespace) -> int:
         _print_json(values)
         return 0
     config = values.pop("config")
+    values["memory"] = {name: f"{size / 1e9:.1f} GB" for name, size in values["memory"].items()}
     for name, value in values.items():
         print(f"{name:12} {value if not isinstance(value, dict) else _row(value)}")
     print(f"{'config':12} {_row(config)}")
@@ -208,8 +212,7 @@ def _row(values: dict) -> str:
 def _verify(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from .errors import UserError
-    from .verify import TOLERANCE, verify
+    from .verify import TOLERANCE
 
     golden = [f for f in options.files if Path(f).suffix in (".safetensors", ".json") or not Path(f).exists()]
     cases = []
@@ -217,11 +220,11 @@ def _verify(options: argparse.Namespace) -> int:
         if file not in golden:
             print(f"{file}: no golden file, passed over", file=sys.stderr)
             continue
-        for case in verify(file):
-            cases.append({"file": file, "case": case.name, "error": float(case.error)})
+        for name, error in _cases(file):
+            cases.append({"file": file, "case": name, "error": float(error)})
             if not options.json:
-                mark = "ok" if case.error <= TOLERANCE else "DIFFERS"
-                print(f"{Path(file).name}  {case.name:32} {case.error:9.2e}  {mark}")
+                mark = "ok" if error <= TOLERANCE else "DIFFERS"
+                print(f"{Path(file).name}  {name:32} {error:9.2e}  {mark}")
     if not cases:
         raise UserError("no golden values in these files; give the .safetensors and .json of tests/golden")
     worst = max(case["error"] for case in cases)
@@ -233,13 +236,27 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
+def _cases(file: str) -> Iterator[tuple[str, float]]:
+    """Names and errors of a golden file; one that lacks something or holds it in another form is named."""
+    from .verify import verify
+
+    try:
+        yield from verify(file)
+    except UserError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{file} cannot be evaluated ({type(error).__name__}: {reason}), expected a complete golden file "
+            "and its .json; copy both again"
+        ) from error
+
+
 def _convert(options: argparse.Namespace) -> int:
-    from .checkpoint import convert
-    from .errors import UserError
-    from .model_files import identify
+    from .checkpoint import convert, identify
     from .vocoder import convert_vocoder
 
-    if identify(options.source).kind == "vocoder":
+    if identify(options.source).kind == "bigvgan":
         if options.dtype == "fp8":
             raise UserError("a vocoder is kept in fp32, bf16 or fp16; choose another --dtype")
         convert_vocoder(options.source, options.target, _dtype(options.dtype or "fp32"))
@@ -255,7 +272,8 @@ def _bench(options: argparse.Namespace) -> int:
 
     weights = _weights(options)
     default = Size() if options.flops or not weights.embedded else Size(128, 128, 33)
-    size = Size(*(getattr(options, name) or getattr(default, name) for name in Size._fields))
+    given = {name: getattr(options, name) for name in Size._fields if getattr(options, name) is not None}
+    size = default._replace(**given)
     size.check()
     report = flops_report(RELEASED, size, options.steps) if options.flops else stage_report(weights, size)
     if options.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import Tensor
 from . import embedded, media, mel, speech, tasks
 from .caption import CaptionEncoder, load_caption_encoder, random_caption_encoder
 from .checkpoint import load_model, read_checkpoint
+from .config import TINY, Config
 from .errors import UserError
 from .guidance import Guidance, Texts
 from .model import DualBranchDiT
@@ -27,6 +29,7 @@ REFERENCE_SILENCE = 0.3  # seconds of silence after a reference voice (SPEC sect
 RELEASED_FRAMES, TINY_FRAMES = 81, 33
 RELEASED_SHORT_SIDE, TINY_SHORT_SIDE = 736, 128
 MIN_FRAMES = 5
+MIN_VOICE = 0.5  # seconds
 
 NEEDS = {
     "joint": {"image"},
@@ -60,22 +63,22 @@ class Weights:
     def embedded(self) -> bool:
         return not (self.model or self.vae or self.text_encoder or self.vocoder)
 
-    def check(self) -> None:
-        """Everything that can be known about the files without loading them.
+    def check(self) -> Config:
+        """Everything that can be known about the files without loading them; the model's sizes.
 
         Raises:
             UserError: the model's file is missing, damaged or another model; a part is missing.
         """
         if self.embedded:
-            return
+            return TINY
         missing = [name for name in ("model", "vae", "text_encoder") if not getattr(self, name)]
         if missing:
             names = ", ".join("--" + name.replace("_", "-") for name in missing)
             raise UserError(f"some weights are given but not {names}; give all three, or none for a dry run")
-        read_checkpoint(self.model).config()
         for path in (self.vae, self.text_encoder, self.vocoder):
             if path and not Path(path).exists():
                 raise UserError(f"{path}: no such file or folder; check the path")
+        return read_checkpoint(self.model).config()
 
     def load_model(self) -> DualBranchDiT:
         return load_model(self.model, self.device, self.dtype) if self.model else embedded.random_model()
@@ -137,9 +140,11 @@ class Request:
         if ("voice" in given) != ("voice_text" in given):
             raise UserError("--voice and --voice-text belong together: give the clip and what is said in it")
         if self.frames is not None:
-            tasks.latent_frames(self.frames)
             if self.frames < MIN_FRAMES:
-                raise UserError(f"--frames is {self.frames}; use at least {MIN_FRAMES}")
+                raise UserError(f"--frames is {self.frames}; use 4n + 1, at least {MIN_FRAMES}")
+            tasks.latent_frames(self.frames)
+        if self.short_side is not None:
+            media.size_for(1, 1, self.short_side)
         if self.prefix_frames is not None:
             tasks.latent_frames(self.prefix_frames)
         for name in ("s_v", "s_a"):
@@ -151,6 +156,8 @@ class Request:
             raise UserError(f"the MA-CFG interval is {self.guidance.interval}; use 0 (never) to 1 (always)")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"the seed is {self.seed}; use a whole number from 0 to {2**63 - 1}")
+        if self.shift == math.inf:
+            raise UserError("shift is inf; use a finite one (5 is the default)")
         schedule(self.steps, self.shift)
         media.check_output(self.out)
 
@@ -244,6 +251,11 @@ def read_inputs(request: Request, frames: int, short_side: int) -> Inputs:
     voice = None
     if request.voice:
         voice = mel.prepare_audio(*media.read_audio(request.voice), require_sound=True)
+        if len(voice) < MIN_VOICE * mel.SAMPLE_RATE:
+            raise UserError(
+                f"{request.voice}: the voice lasts {len(voice) / mel.SAMPLE_RATE:.3f} s; give a clip of at "
+                f"least {MIN_VOICE} s, 3 to 10 s are best"
+            )
         voice = F.pad(mel.peak_normalise(voice), (0, round(REFERENCE_SILENCE * mel.SAMPLE_RATE)))
     picture = media.fit_image(picture, width, height)
     return Inputs((width, height), frames, symbols, null_symbols, picture, sound, voice, notes)
@@ -277,7 +289,8 @@ def generate(
         UserError: see `Request.check`, `Weights.check`, `read_inputs` and the loaders.
     """
     request.check()
-    weights.check()
+    config = weights.check()
+    guidance = _fitting(request.guidance, config.layers)
     tiny = weights.embedded
     frames = request.frames or (TINY_FRAMES if tiny else RELEASED_FRAMES)
     inputs = read_inputs(
@@ -296,24 +309,22 @@ def generate(
         seconds[name] = round(time.perf_counter() - start, 3)
 
     with torch.inference_mode():
-        vocoder = weights.load_vocoder()
+        with stage("decoders"):
+            vocoder, vae = weights.load_vocoder(), weights.load_vae()
         with stage("caption"):
             encoder = weights.load_caption_encoder()
+            if encoder.dim != config.caption_dim:
+                raise UserError(
+                    f"the text encoder gives {encoder.dim} channels, the model takes {config.caption_dim}; "
+                    "choose the umT5 that belongs to it"
+                )
             caption, null_caption = encoder([request.caption]), encoder([""])
             del encoder
             gc.collect()
         with stage("encode"):
-            vae = weights.load_vae()
             video = vae.encode(_to_signed(inputs.picture).to(device))
         with stage("load"):
             model = weights.load_model()
-            caption_dim, layers = model.config.caption_dim, model.config.layers
-            if caption.shape[-1] != caption_dim:
-                raise UserError(
-                    f"the text encoder gives {caption.shape[-1]} channels, the model takes {caption_dim}; "
-                    "choose the umT5 that belongs to it"
-                )
-            guidance = _fitting(request.guidance, layers)
             texts = [
                 Texts(states.to(device), model.text_embedding(torch.tensor([ids], device=device)))
                 for states, ids in ((caption, inputs.symbols), (null_caption, inputs.null_symbols))
