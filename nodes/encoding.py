@@ -1,0 +1,216 @@
+"""Pictures, sound and words as the model takes them."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..uniavgen_core.errors import UserError
+from ..uniavgen_core.media import MAX_ASPECT, MAX_FPS, MIN_SIDE, fit_image, resample_frames, size_for
+from ..uniavgen_core.mel import SAMPLE_RATE, log_mel, prepare_audio
+from ..uniavgen_core.speech import LANGUAGES, null_symbol_ids, symbol_ids, unknown_symbols
+from ..uniavgen_core.tasks import FPS, snap_frames
+from .types import (
+    CATEGORY,
+    EncodedSound,
+    EncodedSpeech,
+    EncodedVideo,
+    MelSocket,
+    SpeechEncoderSocket,
+    SpeechSocket,
+    VideoSocket,
+    tell,
+)
+
+LATENT_CHANNELS = 48
+
+
+def pictures_uint8(image: Tensor, name: str = "image") -> Tensor:
+    """IMAGE `[F, H, W, 1, 3 or 4]` in 0..1 -> uint8 `[F, H, W, 3]`, transparent parts on white."""
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or not len(image):
+        raise UserError(f"{name} is {list(image.shape)}, expected [frames, height, width, 3]; use an IMAGE")
+    if not image.isfinite().all():
+        raise UserError(f"{name} has pixels that are not numbers; use an undamaged picture")
+    height, width = image.shape[1:3]
+    if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
+        raise UserError(
+            f"{name} is {width}x{height}, expected at least {MIN_SIDE} pixels a side and at most "
+            f"{MAX_ASPECT}:1; crop or enlarge it"
+        )
+    rgb = image[..., :3] if image.shape[-1] > 1 else image.expand(-1, -1, -1, 3)
+    if image.shape[-1] == 4:
+        rgb = 1 + image[..., 3:] * (rgb - 1)
+    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+class VideoEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniAVGenVideoEncode",
+            display_name="UniAVGen Video Encode",
+            category=CATEGORY,
+            description="Encodes a picture of the person, or the frames of a video that is to be continued or "
+            "dubbed. Size, frame rate and length are made to fit, and the node says how.",
+            inputs=[
+                io.Vae.Input(
+                    "vae", tooltip="The Wan2.2 VAE (wan2.2_vae.safetensors), or the embedded model's."
+                ),
+                io.Image.Input(
+                    "image",
+                    tooltip="One picture: the reference. Several frames: a known video, of which the first is "
+                    "the reference. Everything else than sides of 32 pixels is resized and cut in the middle.",
+                ),
+                io.Int.Input(
+                    "short_side",
+                    default=736,
+                    min=32,
+                    max=2048,
+                    step=32,
+                    tooltip="Pixels of the shorter side, a multiple of 32; the longer keeps the ratio. 736 is "
+                    "what the model was trained at; half of it costs about a fifth of the time.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=float(FPS),
+                    min=1.0,
+                    max=float(MAX_FPS),
+                    step=0.01,
+                    tooltip="Frame rate of the frames that come in (fps of Get Video Components); they are "
+                    "resampled to 16. Plays no part for one picture.",
+                ),
+            ],
+            outputs=[
+                VideoSocket.Output(display_name="video", tooltip="For the UniAVGen task nodes."),
+                io.Image.Output(display_name="seen", tooltip="The frames as the model sees them."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, short_side: int) -> bool | str:
+        if 32 <= short_side <= 2048 and short_side % 32 == 0:
+            return True
+        nearest = min(max(round(short_side / 32), 1), 64) * 32
+        return f"short_side is {short_side}, expected a multiple of 32 from 32 to 2048; try {nearest}"
+
+    @classmethod
+    def execute(cls, vae, image: Tensor, short_side: int, fps: float) -> io.NodeOutput:
+        vae.throw_exception_if_invalid()
+        if vae.latent_channels != LATENT_CHANNELS:
+            raise UserError(
+                f"vae has {vae.latent_channels} latent channels, expected {LATENT_CHANNELS} (Wan2.2); load "
+                "wan2.2_vae.safetensors"
+            )
+        frames = pictures_uint8(image)
+        given = f"{image.shape[2]}x{image.shape[1]}"
+        if len(frames) > 1:
+            count = len(frames)
+            if fps != FPS:
+                frames = resample_frames(frames, fps)
+            frames = frames[: snap_frames(len(frames))]
+            given += f", {count} frames at {fps:g} fps"
+        width, height = size_for(image.shape[2], image.shape[1], short_side)
+        frames = fit_image(frames, width, height)
+        used = f"{width}x{height}" + (f", {len(frames)} frames at {FPS} fps" if len(image) > 1 else "")
+        tell(cls, f"{given} -> {used}" if given != used else used)
+        seen = frames.float() / 255
+        latent = vae.encode(seen)
+        if latent.ndim != 5:
+            raise UserError(
+                f"vae made a latent {list(latent.shape)}, expected a video latent; load the Wan2.2 VAE"
+            )
+        return io.NodeOutput(EncodedVideo(latent.float()), seen)
+
+
+class MelEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniAVGenMelEncode",
+            display_name="UniAVGen Mel Encode",
+            category=CATEGORY,
+            description="Prepares sound: the reference voice, the beginning to continue or the speech that "
+            "drives a face. Loudness and trailing silence are set by the task node, as each task needs it.",
+            inputs=[
+                io.Audio.Input(
+                    "audio",
+                    tooltip="Any rate and any channels; it is mixed to mono and resampled to 24 kHz. "
+                    "100 mel frames a second.",
+                ),
+            ],
+            outputs=[MelSocket.Output(display_name="mel", tooltip="For the UniAVGen task nodes.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, audio: dict) -> io.NodeOutput:
+        waveform = audio["waveform"]
+        if waveform.ndim != 3 or not len(waveform):
+            raise UserError(f"audio is {list(waveform.shape)}, expected [1, channels, samples]; use an AUDIO")
+        if len(waveform) > 1:
+            tell(cls, f"{len(waveform)} clips in the batch, the first is used")
+        sound = EncodedSound(prepare_audio(waveform[0], audio["sample_rate"]))
+        mels = log_mel(sound.waveform).shape[-1]
+        tell(cls, f"{len(sound.waveform) / SAMPLE_RATE:.2f} s, {mels} mel frames")
+        return io.NodeOutput(sound)
+
+
+class SpeechEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniAVGenSpeechEncode",
+            display_name="UniAVGen Speech Encode",
+            category=CATEGORY,
+            description="Encodes the words to say. How the scene looks belongs into the caption instead.",
+            inputs=[
+                SpeechEncoderSocket.Input("speech_encoder", tooltip="From the loader of the model."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="",
+                    placeholder="what the person says",
+                    tooltip="The words to say. About 15 characters of English or 4 of Chinese fit a second.",
+                ),
+                io.Combo.Input(
+                    "language",
+                    options=list(LANGUAGES),
+                    default="en",
+                    tooltip="en: letters as they stand. zh: Chinese, also mixed with English words.",
+                ),
+                io.String.Input(
+                    "transcript",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    placeholder="what the reference voice says",
+                    tooltip="The exact words of the reference voice, where the task has one; else leave it empty.",
+                ),
+            ],
+            outputs=[SpeechSocket.Output(display_name="speech", tooltip="For the UniAVGen task nodes.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, text: str | None) -> bool | str:
+        return True if text is None or text.strip() else "text is empty; write what the person says"
+
+    @classmethod
+    def execute(cls, speech_encoder, text: str, language: str, transcript: str = "") -> io.NodeOutput:
+        transcript = transcript.strip()
+        ids = symbol_ids(text, language, transcript)
+        null = null_symbol_ids(language, transcript)
+        unknown = unknown_symbols(text + transcript, language)
+        if unknown:
+            tell(
+                cls,
+                f"the model cannot say {' '.join(unknown)} and leaves a gap; write it in other characters",
+            )
+        return io.NodeOutput(
+            EncodedSpeech(speech_encoder(ids), speech_encoder(null), transcript=bool(transcript))
+        )
+
+
+NODES = [VideoEncode, MelEncode, SpeechEncode]

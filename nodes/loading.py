@@ -1,0 +1,229 @@
+"""Files from the host's model folders: the model with its speech encoder, and the vocoder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePath
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..uniavgen_core.checkpoint import read_checkpoint
+from ..uniavgen_core.config import Config
+from ..uniavgen_core.convnext import SpeechEncoder
+from ..uniavgen_core.errors import UserError
+from ..uniavgen_core.model import DualBranchDiT
+from ..uniavgen_core.vocoder import GriffinLim, Vocoder, load_vocoder
+from .host_model import build_patcher
+from .types import CATEGORY, SpeechEncoderSocket, VocoderSocket
+
+MODEL_FOLDER, VOCODER_FOLDER = "diffusion_models", "vae"
+MODEL_PAGE = "huggingface.co/MCG-NJU/UniAVGen"
+VOCODER_PAGE = "huggingface.co/Qwen/Qwen2.5-Omni-7B"
+GRIFFIN_LIM = "Griffin-Lim (no file)"
+WEIGHT_DTYPES = {
+    "default": None,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e4m3fn_fast": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+SHARD = re.compile(r".+-(\d{5})-of-\d{5}\.safetensors")
+SPEECH_PART = "text_embedding."
+
+
+class LoadedSpeechEncoder:
+    """The ConvNeXt V2 part of a checkpoint in a patcher of its own; float32, 25 MB in the release."""
+
+    def __init__(self, state_dict: dict[str, Tensor], config: Config):
+        module = SpeechEncoder(
+            config.speech_vocab,
+            config.speech_dim,
+            config.speech_layers,
+            comfy.ops.manual_cast,
+            dtype=torch.float32,
+        )
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            module.eval().requires_grad_(False),
+            load_device=comfy.model_management.text_encoder_device(),
+            offload_device=comfy.model_management.text_encoder_offload_device(),
+        )
+        module.load_state_dict(state_dict, assign=self.patcher.is_dynamic())
+
+    def __call__(self, ids: list[int]) -> Tensor:
+        """Symbol ids -> features `[1, N, dim]` on the CPU."""
+        comfy.model_management.load_models_gpu([self.patcher])
+        features = self.patcher.model(torch.tensor([ids], device=self.patcher.load_device))
+        return features.to(comfy.model_management.intermediate_device(), torch.float32)
+
+
+class LoadedVocoder:
+    """A vocoder in a patcher of its own."""
+
+    def __init__(self, vocoder: Vocoder | GriffinLim):
+        # plain torch layers: the host moves them as a whole
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            vocoder,
+            load_device=comfy.model_management.vae_device(),
+            offload_device=comfy.model_management.vae_offload_device(),
+        )
+
+    @property
+    def sample_rate(self) -> int:
+        return self.patcher.model.sample_rate
+
+    def __call__(self, log_mel: Tensor) -> Tensor:
+        """Log-mel `[B, 80, L]` -> waveform `[B, 240 L]` on the CPU."""
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=log_mel.numel() * 2**14)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        waveform = self.patcher.model(log_mel.to(self.patcher.load_device, torch.float32))
+        return waveform.to(comfy.model_management.intermediate_device(), torch.float32)
+
+
+def model_names() -> list[str]:
+    """Files of the model folder; the shards of a folder stand there once, as the folder's name and `/`."""
+    names = folder_paths.get_filename_list(MODEL_FOLDER)
+    return list(dict.fromkeys(_shown(name) for name in names))
+
+
+def _shown(name: str) -> str:
+    folder = PurePath(name).parent
+    return f"{folder.as_posix()}/" if SHARD.fullmatch(name) and folder.name else name
+
+
+def model_path(name: str) -> Path:
+    """Where a name of `model_names` is; UserError with the place and the download page if nowhere."""
+    for file in folder_paths.get_filename_list(MODEL_FOLDER):
+        if _shown(file) == name:
+            path = Path(folder_paths.get_full_path_or_raise(MODEL_FOLDER, file))
+            return path.parent if name.endswith("/") else path
+    raise UserError(_missing("model_name", name, MODEL_FOLDER, MODEL_PAGE))
+
+
+def vocoder_names() -> list[str]:
+    return [GRIFFIN_LIM, *folder_paths.get_filename_list(VOCODER_FOLDER)]
+
+
+def _missing(what: str, name: str, folder: str, page: str) -> str:
+    places = " or ".join(folder_paths.get_folder_paths(folder))
+    return f"{what} {name!r} is not in {places}; download it from {page}, put it there and refresh (R)"
+
+
+def load_parts(name: str, weight_dtype: str = "default", disable_dynamic: bool = False):
+    """MODEL patcher and speech encoder of one file or folder, every tensor used, none missing.
+
+    Raises:
+        UserError: no such file, another kind of file, tensors that do not fit.
+    """
+    checkpoint = read_checkpoint(model_path(name))
+    config = checkpoint.config()
+    checkpoint.check(DualBranchDiT(config, device="meta").state_dict())
+    state_dict: dict[str, Tensor] = {}
+    for file in checkpoint.files:
+        tensors, metadata = comfy.utils.load_torch_file(str(file), return_metadata=True)
+        tensors, _ = comfy.utils.convert_old_quants(tensors, checkpoint.prefix, metadata=metadata)
+        state_dict |= {key.removeprefix(checkpoint.prefix): value for key, value in tensors.items()}
+    speech = {
+        key.removeprefix(SPEECH_PART): checkpoint.tensor(key, dtype=torch.float32)
+        for key in checkpoint.tensors
+        if key.startswith(SPEECH_PART)
+    }
+    patcher = build_patcher(
+        state_dict,
+        config,
+        WEIGHT_DTYPES[weight_dtype],
+        weight_dtype == "fp8_e4m3fn_fast",
+        disable_dynamic,
+    )
+    patcher.cached_patcher_init = (_model_again, (name, weight_dtype))
+    return patcher, LoadedSpeechEncoder(speech, config)
+
+
+def _model_again(name: str, weight_dtype: str, disable_dynamic: bool = False):
+    return load_parts(name, weight_dtype, disable_dynamic)[0]
+
+
+class LoadModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniAVGenLoadModel",
+            display_name="UniAVGen Load Model",
+            category=CATEGORY,
+            description="Loads UniAVGen from diffusion_models: one safetensors file or the folder of shards. "
+            "The speech encoder is part of the same file.",
+            search_aliases=["audio video", "talking", "lip sync"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=model_names(),
+                    tooltip="A file in models/diffusion_models; a name that ends in / is a folder of shards. "
+                    f"The released model is at {MODEL_PAGE}.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    default="default",
+                    advanced=True,
+                    tooltip="default: as the file and the device want it. fp8 halves the memory of the weights "
+                    "(7 GB instead of 14) and costs some detail; _fast also multiplies in fp8 on cards that can.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="For LoRA loaders, the UniAVGen Sampler or any other sampler."),
+                SpeechEncoderSocket.Output(
+                    display_name="speech_encoder", tooltip="For UniAVGen Speech Encode."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str) -> bool | str:
+        if model_name in model_names():
+            return True
+        return _missing("model_name", model_name, MODEL_FOLDER, MODEL_PAGE)
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(*load_parts(model_name, weight_dtype))
+
+
+class LoadVocoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniAVGenLoadVocoder",
+            display_name="UniAVGen Load Vocoder",
+            category=CATEGORY,
+            description="Loads the vocoder that turns the audio latent into sound: Qwen2.5-Omni's BigVGAN.",
+            inputs=[
+                io.Combo.Input(
+                    "vocoder_name",
+                    options=vocoder_names(),
+                    tooltip="A safetensors file in models/vae that holds the BigVGAN: its own or the shard of "
+                    f"{VOCODER_PAGE} with token2wav. Griffin-Lim needs no file; it is intelligible but metallic.",
+                )
+            ],
+            outputs=[VocoderSocket.Output(display_name="vocoder", tooltip="For UniAVGen Vocoder Decode.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, vocoder_name: str) -> bool | str:
+        if vocoder_name in vocoder_names():
+            return True
+        return _missing("vocoder_name", vocoder_name, VOCODER_FOLDER, VOCODER_PAGE)
+
+    @classmethod
+    def execute(cls, vocoder_name: str) -> io.NodeOutput:
+        if vocoder_name == GRIFFIN_LIM:
+            return io.NodeOutput(LoadedVocoder(GriffinLim()))
+        path = folder_paths.get_full_path_or_raise(VOCODER_FOLDER, vocoder_name)
+        return io.NodeOutput(LoadedVocoder(load_vocoder(path)))
+
+
+NODES = [LoadModel, LoadVocoder]

@@ -1,0 +1,82 @@
+"""The pack's own sockets and what travels through them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from comfy_api.latest import io
+from server import PromptServer
+from torch import Tensor
+
+from ..uniavgen_core.errors import UserError
+from ..uniavgen_core.mel import SAMPLE_RATE, SILENCE, log_mel, mel_to_latent, peak_normalise
+
+CATEGORY = "UniAVGen"
+TAIL_SECONDS = 0.3
+
+VideoSocket = io.Custom("UNIAVGEN_VIDEO")
+MelSocket = io.Custom("UNIAVGEN_MEL")
+SpeechSocket = io.Custom("UNIAVGEN_SPEECH")
+SpeechEncoderSocket = io.Custom("UNIAVGEN_SPEECH_ENCODER")
+VocoderSocket = io.Custom("UNIAVGEN_VOCODER")
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """A picture (one frame) or a video at 16 fps: raw VAE latent `[1, 48, T, h, w]`, float32."""
+
+    latent: Tensor
+
+    @property
+    def frames(self) -> int:
+        return 4 * self.latent.shape[2] - 3
+
+
+@dataclass(frozen=True)
+class EncodedSound:
+    """A mono waveform `[n]` at 24 kHz; each task makes the mel that it was trained with (SPEC section 6)."""
+
+    waveform: Tensor
+
+    def latent(self) -> Tensor:
+        """Known sound as it is, `[1, L, 80]`."""
+        return mel_to_latent(log_mel(self.waveform[None]))
+
+    def driving(self) -> Tensor:
+        """Sound that drives a face: peak-normalised, `[1, L, 80]`."""
+        self._check_audible("mel")
+        return mel_to_latent(log_mel(peak_normalise(self.waveform)[None]))
+
+    def voice(self) -> Tensor:
+        """A reference voice: peak-normalised, with 0.3 s of silence behind it, `[1, L, 80]`."""
+        self._check_audible("reference_voice")
+        tail = round(TAIL_SECONDS * SAMPLE_RATE)
+        return mel_to_latent(log_mel(F.pad(peak_normalise(self.waveform), (0, tail))[None]))
+
+    def _check_audible(self, name: str) -> None:
+        peak = float(self.waveform.abs().max())
+        if peak < SILENCE:
+            raise UserError(
+                f"{name} is silent (peak {peak:.1e}, expected at least {SILENCE}); "
+                "use a clip in which someone speaks"
+            )
+
+
+@dataclass(frozen=True)
+class EncodedSpeech:
+    """What is said and its null, features of the speech encoder `[1, N, dim]`.
+
+    `transcript`: whether the words of a reference voice stand before it.
+    """
+
+    features: Tensor
+    null: Tensor
+    transcript: bool
+
+
+def tell(node: type[io.ComfyNode], text: str) -> None:
+    """Show a line on the running node and in the log; needs the hidden input unique_id."""
+    logging.info("%s: %s", node.GET_SCHEMA().display_name, text)
+    PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
