@@ -36,8 +36,8 @@ class Split(io.ComfyNode):
         ):
             found = ", ".join(str(list(x.shape)) for x in streams)
             raise UserError(
-                f"latent is {found}, expected video [B, 48, T, h, w] and audio [B, {MEL_BANDS}, L] in one; take "
-                "it from UniAVGen Sampler, or Sampler Custom Advanced on a UniAVGen latent"
+                f"latent is {found}, expected video [B, 48, T, h, w] and audio [B, {MEL_BANDS}, L] in one; "
+                "take it from UniAVGen Sampler, or Sampler Custom Advanced on a UniAVGen latent"
             )
         return io.NodeOutput({"samples": streams[0]}, {"samples": streams[1]})
 

@@ -11,11 +11,11 @@ import comfy.sd
 import torch
 from comfy.ldm.wan.vae2_2 import WanVAE
 from comfy_api.latest import io
-from torch import Tensor, nn
+from torch import nn
 
-from ..uniavgen_core.config import TINY, Config
+from ..uniavgen_core.config import TINY
 from ..uniavgen_core.convnext import FILLER, SpeechEncoder
-from ..uniavgen_core.model import DualBranchDiT
+from ..uniavgen_core.embedded import random_model
 from ..uniavgen_core.vocoder import random_vocoder
 from .host_model import build_patcher
 from .loading import SPEECH_PART, LoadedSpeechEncoder, LoadedVocoder
@@ -23,13 +23,6 @@ from .types import CATEGORY, SpeechEncoderSocket, VocoderSocket, tell
 
 VAE_WIDTH = 8
 NOTICE = "random weights: shows that every node works, the picture is noise and the sound a hum"
-
-
-def random_state_dict(config: Config, seed: int) -> dict[str, Tensor]:
-    """Seeded weights of a small model; torch's own seed is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return DualBranchDiT(config).state_dict()
 
 
 class ByteCaptions:
@@ -121,8 +114,8 @@ class EmbeddedModel(io.ComfyNode):
             node_id="UniAVGenEmbeddedModel",
             display_name="UniAVGen Embedded Model",
             category=CATEGORY,
-            description="A small model with all its parts that needs no download and runs on a CPU in seconds. "
-            f"It has {NOTICE}. For real clips use UniAVGen Load Model.",
+            description="A small model with all its parts that needs no download and runs anywhere in "
+            f"seconds. It has {NOTICE}. For real clips use UniAVGen Load Model.",
             inputs=[
                 io.Int.Input(
                     "seed",
@@ -147,7 +140,7 @@ class EmbeddedModel(io.ComfyNode):
     @classmethod
     def execute(cls, seed: int) -> io.NodeOutput:
         tell(cls, NOTICE)
-        state_dict = random_state_dict(TINY, seed)
+        state_dict = random_model(seed).state_dict()
         speech = {k.removeprefix(SPEECH_PART): x for k, x in state_dict.items() if k.startswith(SPEECH_PART)}
         encoder = LoadedSpeechEncoder(speech, TINY)
         model = embedded_model(seed)
@@ -156,7 +149,7 @@ class EmbeddedModel(io.ComfyNode):
 
 
 def embedded_model(seed: int, disable_dynamic: bool = False):
-    patcher = build_patcher(random_state_dict(TINY, seed), TINY, disable_dynamic=disable_dynamic)
+    patcher = build_patcher(random_model(seed).state_dict(), TINY, disable_dynamic=disable_dynamic)
     patcher.cached_patcher_init = (embedded_model, (seed,))
     return patcher
 

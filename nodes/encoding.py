@@ -51,16 +51,16 @@ class VideoEncode(io.ComfyNode):
             node_id="UniAVGenVideoEncode",
             display_name="UniAVGen Video Encode",
             category=CATEGORY,
-            description="Encodes a picture of the person, or the frames of a video that is to be continued or "
-            "dubbed. Size, frame rate and length are made to fit, and the node says how.",
+            description="Encodes a picture of the person, or the frames of a video to continue or to dub. "
+            "Size, frame rate and length are made to fit, and the node says how.",
             inputs=[
                 io.Vae.Input(
                     "vae", tooltip="The Wan2.2 VAE (wan2.2_vae.safetensors), or the embedded model's."
                 ),
                 io.Image.Input(
                     "image",
-                    tooltip="One picture: the reference. Several frames: a known video, of which the first is "
-                    "the reference. Everything else than sides of 32 pixels is resized and cut in the middle.",
+                    tooltip="One picture: the reference. Several frames: a known video, whose first is the "
+                    "reference. It is resized to sides of a multiple of 32 pixels, cutting edges evenly.",
                 ),
                 io.Int.Input(
                     "short_side",
@@ -68,8 +68,8 @@ class VideoEncode(io.ComfyNode):
                     min=32,
                     max=2048,
                     step=32,
-                    tooltip="Pixels of the shorter side, a multiple of 32; the longer keeps the ratio. 736 is "
-                    "what the model was trained at; half of it costs about a fifth of the time.",
+                    tooltip="Pixels of the shorter side, a multiple of 32; the longer keeps the ratio. 736 "
+                    "is what the model was trained at; half of it costs about a fifth of the time.",
                 ),
                 io.Float.Input(
                     "fps",
@@ -149,11 +149,10 @@ class MelEncode(io.ComfyNode):
         waveform = audio["waveform"]
         if waveform.ndim != 3 or not len(waveform):
             raise UserError(f"audio is {list(waveform.shape)}, expected [1, channels, samples]; use an AUDIO")
-        if len(waveform) > 1:
-            tell(cls, f"{len(waveform)} clips in the batch, the first is used")
         sound = EncodedSound(prepare_audio(waveform[0], audio["sample_rate"]))
         mels = log_mel(sound.waveform).shape[-1]
-        tell(cls, f"{len(sound.waveform) / SAMPLE_RATE:.2f} s, {mels} mel frames")
+        first = f", the first of {len(waveform)} clips" if len(waveform) > 1 else ""
+        tell(cls, f"{len(sound.waveform) / SAMPLE_RATE:.2f} s, {mels} mel frames{first}")
         return io.NodeOutput(sound)
 
 
@@ -186,7 +185,7 @@ class SpeechEncode(io.ComfyNode):
                     default="",
                     optional=True,
                     placeholder="what the reference voice says",
-                    tooltip="The exact words of the reference voice, where the task has one; else leave it empty.",
+                    tooltip="The exact words of the reference voice, where the task has one; else empty.",
                 ),
             ],
             outputs=[SpeechSocket.Output(display_name="speech", tooltip="For the UniAVGen task nodes.")],

@@ -79,7 +79,7 @@ class FaceMask(io.ComfyNode):
         sample(guider, latent, torch.tensor([noise, 0.0]), seed)
         if block not in (-1, *masks):
             raise UserError(
-                f"block is {block}, this model has interaction blocks 0 to {max(masks)}; use one of them or -1"
+                f"block is {block}, this model has interaction blocks 0 to {max(masks)}; use one of these"
             )
         chosen = torch.stack(list(masks.values())).mean(0) if block < 0 else masks[block]
         mask = per_frame(chosen[0].float().cpu(), latent["samples"].unbind()[0].shape)  # [F, H, W]
@@ -90,8 +90,8 @@ class FaceMask(io.ComfyNode):
             frames = pictures_uint8(images, "images").float() / 255
         if frames.shape[:3] != mask.shape:
             raise UserError(
-                f"images are {list(images.shape)}, the mask is {list(mask.shape)}; give the decoded frames of "
-                "the same latent"
+                f"images are {list(images.shape)}, the mask is {list(mask.shape)}; give the frames "
+                "decoded from the same latent"
             )
         colour = torch.tensor(FACE_COLOUR)
         return io.NodeOutput(mask, torch.lerp(frames, colour.expand_as(frames), 0.6 * mask[..., None]))

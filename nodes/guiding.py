@@ -36,7 +36,7 @@ class MACFGGuider(comfy.samplers.CFGGuider):
     def __init__(self, model, guidance: Guidance, face_masks: FaceMasks | None = None):
         if not isinstance(model.model, UniAVGen):
             raise UserError(
-                f"model is a {type(model.model).__name__}, expected UniAVGen; load it with UniAVGen Load Model"
+                f"model is a {type(model.model).__name__}, expected UniAVGen; use UniAVGen Load Model"
             )
         super().__init__(model)
         self.guidance, self.face_masks = guidance, face_masks
@@ -78,8 +78,8 @@ class MACFGGuider(comfy.samplers.CFGGuider):
             full = null + self._scale(x) * (full - null)
         if not full.isfinite().all():
             raise UserError(
-                f"the model's output is not finite at sigma {float(timestep[0]):.4f}; use bf16 or fp32 weights "
-                "(fp16 can overflow) and lower the strength of LoRAs"
+                f"the model's output is not finite at sigma {float(timestep[0]):.4f}; use bf16 or fp32 "
+                "weights (fp16 can overflow) and lower the strength of LoRAs"
             )
         return full
 
@@ -150,8 +150,8 @@ def _sliders() -> list:
             max=10.0,
             step=0.1,
             display_mode=io.NumberDisplay.slider,
-            tooltip="How strongly the picture follows words, caption and sound. Too low: lips drift; too high: "
-            "stiff or burnt. With s_v and s_a both 1 the null pass is left out and a run takes half the time.",
+            tooltip="How strongly the picture follows words, caption and sound. Too low: lips drift; too "
+            "high: stiff or burnt. With s_v and s_a both 1 there is no null pass: half the time.",
         ),
         io.Float.Input(
             "s_a",
@@ -173,8 +173,8 @@ def _details() -> list:
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="Share of the steps, from the first, in which the null pass is without interaction, so that "
-            "the scales amplify the exchange between sound and picture (MA-CFG). 0: plain CFG.",
+            tooltip="Share of the steps, from the first, in which the null pass is without interaction, so "
+            "that the scales amplify the exchange between sound and picture (MA-CFG). 0: plain CFG.",
         ),
         io.Int.Input(
             "skip_layer",
@@ -304,8 +304,8 @@ class GuidanceGrid(io.ComfyNode):
             node_id="UniAVGenGuidanceGrid",
             display_name="UniAVGen Guidance Grid",
             category=CATEGORY,
-            description="The sampler for every pair of s_v and s_a, all from one seed: a list of latents with "
-            "labels, for Split, VAE Decode and UniAVGen Compare. Takes as many runs as there are pairs.",
+            description="The sampler for every pair of s_v and s_a, all from one seed: a list of latents "
+            "with labels, for Split, VAE Decode and UniAVGen Compare. Takes as many runs as there are pairs.",
             inputs=[
                 io.Model.Input("model", tooltip="From UniAVGen Load Model, LoRAs and compile included."),
                 *_conditionings(),

@@ -53,7 +53,7 @@ class Pass:
 
 
 class HostDiT(DualBranchDiT):
-    """`DualBranchDiT` with the call of the host's diffusion models; names of tensors stay the checkpoint's."""
+    """`DualBranchDiT` with the call of the host's diffusion models; tensor names stay the checkpoint's."""
 
     def __init__(self, config: Config, dtype=None, device=None, operations=None):
         super().__init__(config, ops=operations, device=device, dtype=dtype)
@@ -196,8 +196,8 @@ class UniAVGen(comfy.model_base.BaseModel):
         length, dim = self.core_config.caption_length, self.core_config.caption_dim
         if caption.shape[-1] != dim:
             raise UserError(
-                f"{side} is encoded {caption.shape[-1]} wide, this MODEL takes {dim}; encode the caption with "
-                "umT5-xxl (CLIPLoader, type wan) for the released model, or with the CLIP of the same loader"
+                f"{side} is encoded {caption.shape[-1]} wide, this MODEL takes {dim}; encode the caption "
+                "with umT5-xxl (CLIPLoader, type wan), for the embedded model with its own CLIP"
             )
         if caption.shape[1] > length and caption[:, length:].any():
             logging.warning(
@@ -252,7 +252,7 @@ def build_patcher(
     fast_fp8: bool = False,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """A MODEL from tensors under the checkpoint's names; the dict is used up. Names must have been checked."""
+    """A MODEL from tensors under the checkpoint's names; the dict is used up, names are not checked."""
     host = HostConfig(config)
     host.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
     load_device = comfy.model_management.get_torch_device()

@@ -170,8 +170,8 @@ class LoadModel(io.ComfyNode):
                     options=list(WEIGHT_DTYPES),
                     default="default",
                     advanced=True,
-                    tooltip="default: as the file and the device want it. fp8 halves the memory of the weights "
-                    "(7 GB instead of 14) and costs some detail; _fast also multiplies in fp8 on cards that can.",
+                    tooltip="default: as the file and the device want it. fp8 halves the memory of the "
+                    "weights (7 GB instead of 14) and costs detail; _fast multiplies in fp8 too.",
                 ),
             ],
             outputs=[
@@ -205,8 +205,8 @@ class LoadVocoder(io.ComfyNode):
                 io.Combo.Input(
                     "vocoder_name",
                     options=vocoder_names(),
-                    tooltip="A safetensors file in models/vae that holds the BigVGAN: its own or the shard of "
-                    f"{VOCODER_PAGE} with token2wav. Griffin-Lim needs no file; it is intelligible but metallic.",
+                    tooltip="A safetensors file in models/vae that holds the BigVGAN: its own or the "
+                    f"shard of {VOCODER_PAGE} with token2wav. Griffin-Lim needs no file; it sounds metallic.",
                 )
             ],
             outputs=[VocoderSocket.Output(display_name="vocoder", tooltip="For UniAVGen Vocoder Decode.")],

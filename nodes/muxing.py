@@ -39,7 +39,7 @@ class Mux(io.ComfyNode):
                     min=1.0,
                     max=float(MAX_FPS),
                     step=0.01,
-                    tooltip="The model makes 16 frames a second; another rate puts sound and lips out of step.",
+                    tooltip="The model makes 16 frames a second; at another rate sound and lips fall apart.",
                 ),
             ],
             outputs=[io.Video.Output(tooltip="For Save Video.")],

@@ -64,19 +64,20 @@ def conditioned(
     )
 
 
-def snapped(node: type[io.ComfyNode], frames: int) -> int:
-    """`frames` as 4n + 1, said on the node."""
+def snapped(node: type[io.ComfyNode], frames: int, *notes: str) -> int:
+    """`frames` as 4n + 1, said on the node together with `notes`."""
     count = snap_frames(frames)
     changed = "" if count == frames else f"{frames} frames -> "
-    tell(node, f"{changed}{count} frames, {count / FPS:.2f} s at {FPS} fps")
+    tell(
+        node, "; ".join((f"{changed}{count} frames, {count / FPS:.2f} s at {FPS} fps", *filter(None, notes)))
+    )
     return count
 
 
-def reference(node: type[io.ComfyNode], video: EncodedVideo) -> Tensor:
-    """The reference picture `[1, 48, 1, h, w]`; of a video its first frame."""
-    if video.frames > 1:
-        tell(node, f"{video.frames} frames came in, the first is the reference picture")
-    return video.latent[:, :, :1]
+def reference(video: EncodedVideo) -> tuple[Tensor, str]:
+    """The reference picture `[1, 48, 1, h, w]`, and a note if it is the first frame of a video."""
+    note = f"of {video.frames} frames the first is the reference" if video.frames > 1 else ""
+    return video.latent[:, :, :1], note
 
 
 def _texts() -> list:
@@ -139,7 +140,8 @@ class Joint(io.ComfyNode):
     def execute(
         cls, positive: list, negative: list, speech: EncodedSpeech, video: EncodedVideo, frames: int
     ) -> io.NodeOutput:
-        image, count = reference(cls, video), snapped(cls, frames)
+        image, note = reference(video)
+        count = snapped(cls, frames, note)
         task = tasks.joint(image, latent_frames(count), mel_frames(count))
         return conditioned(task, "joint", positive, negative, speech)
 
@@ -168,7 +170,8 @@ class ReferenceVoice(io.ComfyNode):
         reference_voice: EncodedSound,
         frames: int,
     ) -> io.NodeOutput:
-        image, count = reference(cls, video), snapped(cls, frames)
+        image, note = reference(video)
+        count = snapped(cls, frames, note)
         task = tasks.reference_voice(image, reference_voice.voice(), latent_frames(count), mel_frames(count))
         return conditioned(task, "reference-voice", positive, negative, speech)
 
@@ -205,20 +208,17 @@ class Continuation(io.ComfyNode):
             )
         if frames <= video.frames:
             raise UserError(
-                f"frames is {frames} but the beginning already has {video.frames}; make frames larger, such as "
-                f"{video.frames + 40}, or shorten the video"
+                f"frames is {frames} but the beginning already has {video.frames}; make frames larger, such "
+                f"as {video.frames + 40}, or shorten the video"
             )
         known, wanted = mel.latent(), mel_frames(video.frames)
         if known.shape[1] < wanted - LATENT_FRAME_MELS:
             raise UserError(
-                f"mel lasts {known.shape[1] / MELS_PER_SECOND:.2f} s but video {wanted / MELS_PER_SECOND:.2f} s; "
-                "give the sound of the same clip"
+                f"mel lasts {known.shape[1] / MELS_PER_SECOND:.2f} s but video "
+                f"{wanted / MELS_PER_SECOND:.2f} s; give the sound of the same clip"
             )
-        if known.shape[1] > wanted:
-            tell(
-                cls, f"the sound is cut from {known.shape[1]} to {wanted} mel frames, the length of the video"
-            )
-        count = snapped(cls, frames)
+        cut = f"the sound is cut from {known.shape[1]} to {wanted} mel frames, the length of the video"
+        count = snapped(cls, frames, cut if known.shape[1] > wanted else "")
         voice = None if reference_voice is None else reference_voice.voice()
         task = tasks.continuation(
             video.latent, known[:, :wanted], latent_frames(count), mel_frames(count), voice
@@ -252,7 +252,7 @@ class Dubbing(io.ComfyNode):
             raise UserError("video is one picture, expected the frames of the video that is to be dubbed")
         voice = None if reference_voice is None else reference_voice.voice()
         task = tasks.dubbing(video.latent, mel_frames(video.frames), voice)
-        tell(cls, f"{video.frames} frames, {video.frames / FPS:.2f} s")
+        snapped(cls, video.frames)
         return conditioned(task, "dubbing", positive, negative, speech)
 
 
@@ -279,7 +279,8 @@ class AudioDriven(io.ComfyNode):
         video: EncodedVideo,
         mel: EncodedSound,
     ) -> io.NodeOutput:
-        image, known = reference(cls, video), mel.driving()
+        image, note = reference(video)
+        known = mel.driving()
         count = tasks.frames_for_mels(known.shape[1])
         if count < 5:
             raise UserError(
@@ -287,7 +288,8 @@ class AudioDriven(io.ComfyNode):
                 "use a longer clip"
             )
         kept = mel_frames(count)
-        tell(cls, f"{known.shape[1]} mel frames -> {count} frames, {count / FPS:.2f} s at {FPS} fps")
+        cut = f"the sound is cut from {known.shape[1]} to {kept} mel frames"
+        snapped(cls, count, note, cut if known.shape[1] > kept else "")
         task = tasks.audio_driven(image, known[:, :kept], latent_frames(count))
         return conditioned(task, "audio-driven", positive, negative, speech)
 

@@ -77,6 +77,6 @@ class EncodedSpeech:
 
 
 def tell(node: type[io.ComfyNode], text: str) -> None:
-    """Show a line on the running node and in the log; needs the hidden input unique_id."""
-    logging.info("%s: %s", node.GET_SCHEMA().display_name, text)
+    """Show a line on the running node and in the log; the last one stays. Needs the hidden unique_id."""
+    logging.info("UniAVGen: %s", text)
     PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
