@@ -1,0 +1,346 @@
+"""Clips as latents on disk, and the batches of a training run (SPEC sections 1, 6 and 8).
+
+A folder of latents holds `latents.json` and safetensors shards of 64 clips, written once, each atomically,
+and memory-mapped in training. Everything random about sample number g of a run follows from (seed, g), and
+about step s from (seed, s): the same samples and the same noise, however many processes share a batch and
+wherever a run is taken up again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import tasks
+from ..errors import UserError
+from ..mel import HOP, SAMPLE_RATE, log_mel, mel_to_latent, peak_normalise
+from ..speech import FILLER, null_symbol_ids, symbol_ids
+from ..vae import SPATIAL, TEMPORAL
+from .losses import AUDIO_ALONE, Batch, draw_time
+from .recipe import Stage
+from .theatre import Theatre
+
+PER_SHARD = 64
+MANIFEST = "latents.json"
+REFERENCE_SILENCE = 0.3  # seconds after a reference voice (SPEC section 6)
+
+EncodeVideo = Callable[[Tensor], Tensor]
+"""`[1, 3, F, H, W]` in -1..1 -> latent `[1, C, T, H/16, W/16]`, as `WanVAE.encode`."""
+EncodeCaption = Callable[[list[str]], Tensor]
+"""Captions -> states `[B, M, dim]`, as `CaptionEncoder`."""
+
+
+@dataclass
+class Sample:
+    """One clip: tensors as in `Batch` without the batch axis, and its texts.
+
+    `audio_peak` is the latent of the sound with its peak at 0.999146, which is what audio-driven is given.
+    """
+
+    video: Tensor
+    audio: Tensor
+    audio_peak: Tensor
+    mask: Tensor
+    transcript: str
+    caption: str
+    language: str
+    voice: Tensor | None = None
+    voice_transcript: str = ""
+    caption_states: Tensor | None = None
+
+    TENSORS = ("video", "audio", "audio_peak", "mask", "voice", "caption_states")
+    TEXTS = ("transcript", "caption", "language", "voice_transcript")
+
+
+def seeded(*key: object) -> torch.Generator:
+    """A generator that depends on nothing but `key`."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def encode_clip(
+    frames: np.ndarray | Tensor, waveform: Tensor, face_mask: np.ndarray | Tensor, encode: EncodeVideo
+) -> dict[str, Tensor]:
+    """uint8 frames `[F, H, W, 3]`, sound `[n]` at 24 kHz, bool mask `[F, H, W]` -> latents of a `Sample`."""
+    frames, face_mask = torch.as_tensor(frames), torch.as_tensor(face_mask)
+    picture = frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    samples = tasks.mel_frames(len(frames)) * HOP
+    waveform = F.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
+    return {
+        "video": encode(picture)[0].cpu(),
+        "audio": mel_to_latent(log_mel(waveform)),
+        "audio_peak": mel_to_latent(log_mel(peak_normalise(waveform))),
+        "mask": cell_mask(face_mask),
+    }
+
+
+def cell_mask(face_mask: Tensor) -> Tensor:
+    """bool `[F, H, W]` -> `[T, H/16, W/16]`: the face share of each latent cell (4 frames; the first: 1)."""
+    cells = F.avg_pool2d(face_mask.float()[:, None], SPATIAL)[:, 0]
+    return torch.cat((cells[:1], cells[1:].unflatten(0, (-1, TEMPORAL)).mean(1)))
+
+
+def encode_voice(waveform: Tensor) -> Tensor:
+    """A reference voice `[n]` at 24 kHz -> `[Lr, 80]`: peak at 0.999146, 0.3 s of silence appended."""
+    silence = round(REFERENCE_SILENCE * SAMPLE_RATE)
+    return mel_to_latent(log_mel(F.pad(peak_normalise(waveform), (0, silence))))
+
+
+def theatre_sample(theatre: Theatre, index: int, encode: EncodeVideo) -> Sample:
+    """Clip `index` of the theatre; its reference is another recording of the same speaker."""
+    clip, reference = theatre.clip(index), theatre.reference(index)
+    return Sample(
+        **encode_clip(clip.frames, torch.from_numpy(clip.waveform), clip.face_mask, encode),
+        transcript=clip.transcript,
+        caption=clip.caption,
+        language=clip.language,
+        voice=encode_voice(torch.from_numpy(reference.waveform)),
+        voice_transcript=reference.transcript,
+    )
+
+
+def prepare(
+    folder: str | Path,
+    count: int,
+    sample: Callable[[int], Sample],
+    about: dict,
+    encode_caption: EncodeCaption | None = None,
+    part: tuple[int, int] = (0, 1),
+    on_clip: Callable[[int, int], None] = lambda done, count: None,
+) -> Latents:
+    """Write the shards of clips 0..count-1 that are missing.
+
+    `about` (JSON-ready) says what the clips are; `part` (i, n) makes this call write every n-th shard only,
+    so that n processes can share the work. With `encode_caption` the caption states are stored too.
+
+    Raises:
+        UserError: the folder holds other clips.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {"about": about, "clips": count, "per_shard": PER_SHARD}
+    file = folder / MANIFEST
+    if file.exists() and json.loads(file.read_text())["about"] != about:
+        raise UserError(f"{folder} holds other clips; choose another folder")
+    if encode_caption is not None:
+        save_atomically({"states": encode_caption([""])[0].half()}, folder / "null_caption.safetensors")
+    for shard in range(part[0], -(-count // PER_SHARD), part[1]):
+        indices = range(shard * PER_SHARD, min(count, (shard + 1) * PER_SHARD))
+        path = _shard(folder, shard, len(indices))
+        if path.exists():
+            continue
+        tensors, texts = {}, []
+        for i in indices:
+            item = sample(i)
+            if encode_caption is not None:
+                item.caption_states = encode_caption([item.caption])[0]
+            for name in Sample.TENSORS:
+                value = getattr(item, name)
+                if value is not None:
+                    tensors[f"{len(texts)}.{name}"] = value.half().contiguous()
+            texts.append({name: getattr(item, name) for name in Sample.TEXTS})
+            on_clip(i + 1, count)
+        save_atomically(tensors, path, {"clips": json.dumps(texts)})
+    part_file = folder / f".{MANIFEST}.{os.getpid()}"
+    part_file.write_text(json.dumps(manifest))
+    part_file.replace(file)
+    return Latents(folder)
+
+
+def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file that appears only when it is whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, part, metadata)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _shard(folder: Path, number: int, clips: int) -> Path:
+    return folder / f"{number:05d}-{clips:02d}.safetensors"
+
+
+class Latents:
+    """A folder of prepared clips, all of one size and length.
+
+    Raises:
+        UserError: nothing prepared there, or shards missing.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        file = self.folder / MANIFEST
+        if not file.is_file():
+            raise UserError(f"{file} is missing; prepare the clips with `uniavgen train theatre` or `videos`")
+        manifest = json.loads(file.read_text())
+        self.count, self.about = manifest["clips"], manifest["about"]
+        missing = [path.name for path in self._paths() if not path.exists()]
+        if missing:
+            raise UserError(f"{self.folder}: {len(missing)} shards are missing ({missing[0]}); prepare again")
+        self._open: dict[Path, tuple] = {}
+        null = self.folder / "null_caption.safetensors"
+        self.null_caption = safe_open(null, "pt").get_tensor("states").float() if null.exists() else None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getstate__(self) -> dict:  # a data loader's worker opens the files itself
+        return {**self.__dict__, "_open": {}}
+
+    def _paths(self) -> list[Path]:
+        starts = range(0, self.count, PER_SHARD)
+        return [_shard(self.folder, i, min(PER_SHARD, self.count - start)) for i, start in enumerate(starts)]
+
+    def __getitem__(self, index: int) -> Sample:
+        shard, place = divmod(index, PER_SHARD)
+        path = _shard(self.folder, shard, min(PER_SHARD, self.count - shard * PER_SHARD))
+        if path not in self._open:
+            try:
+                file = safe_open(path, "pt")
+            except SafetensorError as error:
+                raise UserError(f"{path} is damaged; delete it and prepare again") from error
+            self._open[path] = (file, set(file.keys()), json.loads(file.metadata()["clips"]))
+        file, names, texts = self._open[path]
+        tensors = {
+            name: file.get_tensor(f"{place}.{name}").float()
+            for name in Sample.TENSORS
+            if f"{place}.{name}" in names
+        }
+        return Sample(**tensors, **texts[place])
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, stage: str, epoch: int, count: int) -> list[int]:
+    return torch.randperm(count, generator=seeded(seed, stage, "order", epoch)).tolist()
+
+
+@dataclass
+class Batches(torch.utils.data.Dataset):
+    """Batch number s of a stage: this process's `stage.batch / processes` of its samples.
+
+    Raises:
+        UserError: a batch that the processes cannot share equally, or clips that lack what a task needs.
+    """
+
+    latents: Latents
+    stage: Stage
+    seed: int
+    rank: int = 0
+    processes: int = 1
+    with_states: bool = True  # captions come as stored states, not as texts
+
+    def __post_init__(self):
+        if self.stage.batch % self.processes:
+            raise UserError(
+                f"stage {self.stage.name!r} has batches of {self.stage.batch}; {self.processes} processes "
+                "cannot share that equally: change the batch or the number of processes"
+            )
+        if "reference-voice" in self.stage.tasks and self.latents[0].voice is None:
+            raise UserError(
+                f"{self.latents.folder} has no reference voices; name the speakers of your clips, or take "
+                "reference-voice out of the stage's tasks"
+            )
+        if self.with_states and self.latents.null_caption is None:
+            raise UserError(
+                f"{self.latents.folder} was prepared without a text encoder; prepare it again with "
+                "--text-encoder, or train the caption encoder with the model"
+            )
+
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        stage = self.stage
+        first = self.latents[0].video
+        generator = seeded(self.seed, stage.name, "step", step)
+        chances = torch.tensor(list(stage.tasks.values()), dtype=torch.float64)
+        mode = list(stage.tasks)[int(torch.multinomial(chances, 1, generator=generator))]
+        null = bool(torch.rand((), generator=generator) < stage.null_share)
+        n_v = int(torch.randint(1, max(2, first.shape[1]), (), generator=generator))
+        local = stage.batch // self.processes
+        start = step * stage.batch + self.rank * local
+        rows = [self._row(g, mode, null) for g in range(start, start + local)]
+        ids = [row.pop("ids") for row in rows]
+        captions = [row.pop("caption") for row in rows]
+        states = [row.pop("states") for row in rows]
+        voices = [row.pop("voice") for row in rows]
+        with_voice = mode == "reference-voice"
+        return Batch(
+            mode=mode,
+            interaction=not null,
+            prefix=(n_v, tasks.mel_frames(TEMPORAL * (n_v - 1) + 1)),
+            **{name: torch.stack([row[name] for row in rows]) for name in rows[0]},
+            speech=torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=FILLER),
+            speech_lengths=torch.tensor([len(x) for x in ids]),
+            captions=captions,
+            caption=torch.nn.utils.rnn.pad_sequence(states, batch_first=True) if self.with_states else None,
+            voice=torch.nn.utils.rnn.pad_sequence(voices, batch_first=True) if with_voice else None,
+            voice_lengths=torch.tensor([len(x) for x in voices]) if with_voice else None,
+        )
+
+    def _row(self, g: int, mode: str, null: bool) -> dict:
+        """Sample number g of the run, with its time and noise."""
+        count = len(self.latents)
+        item = self.latents[_order(self.seed, self.stage.name, g // count, count)[g % count]]
+        generator = seeded(self.seed, self.stage.name, "sample", g)
+        time = draw_time(generator, self.stage.logit_normal)
+        dropped = null or bool(torch.rand((), generator=generator) < self.stage.text_drop)
+        said_before = item.voice_transcript if mode == "reference-voice" else ""
+        if dropped:
+            ids = null_symbol_ids(item.language, said_before)
+        else:
+            ids = symbol_ids(item.transcript, item.language, said_before)
+        audio = item.audio_peak if mode == "audio-driven" else item.audio
+        return {
+            "video": item.video,
+            "audio": audio,
+            "mask": item.mask,
+            "audio_noise": torch.randn(audio.shape, generator=generator),
+            "video_noise": item.video
+            if mode == AUDIO_ALONE
+            else torch.randn(item.video.shape, generator=generator),
+            "time": time,
+            "ids": torch.tensor(ids),
+            "caption": "" if dropped else item.caption,
+            "states": self.latents.null_caption if dropped else item.caption_states,
+            "voice": item.voice,
+        }
+
+
+def one_clip(latents: Latents, index: int, mode: str) -> Batch:
+    """A clip as a batch of one, clean: what sampling it again in a task starts from."""
+    item = latents[index]
+    audio = item.audio_peak if mode == "audio-driven" else item.audio
+    with_voice = mode == "reference-voice"
+    ids = symbol_ids(item.transcript, item.language, item.voice_transcript if with_voice else "")
+    n_v = (item.video.shape[1] + 1) // 2
+    return Batch(
+        mode=mode,
+        interaction=True,
+        prefix=(n_v, tasks.mel_frames(TEMPORAL * (n_v - 1) + 1)),
+        video=item.video[None],
+        audio=audio[None],
+        mask=item.mask[None],
+        video_noise=torch.zeros_like(item.video)[None],
+        audio_noise=torch.zeros_like(audio)[None],
+        time=torch.zeros(1),
+        speech=torch.tensor([ids]),
+        speech_lengths=torch.tensor([len(ids)]),
+        captions=[item.caption],
+        caption=None if item.caption_states is None else item.caption_states[None],
+        voice=item.voice[None] if with_voice else None,
+        voice_lengths=torch.tensor([len(item.voice)]) if with_voice else None,
+    )

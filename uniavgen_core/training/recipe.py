@@ -1,0 +1,173 @@
+"""What is trained for how long (SPEC section 8)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import Config
+from ..errors import UserError
+from ..tasks import MODES as TASKS
+from .losses import AUDIO_ALONE, MODES
+
+TASK_MIX = dict(zip(TASKS, (4.0, 1.0, 1.0, 2.0, 2.0)))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage; `batch` samples a step over all processes.
+
+    `tasks`: a step's task is drawn with these weights, "audio" is the audio branch alone. `warmup` steps
+    of rising learning rate, then constant; over the last `decay` (a share of the steps) it falls to 0.
+    `mask_weight`: lambda_m at the first and the last step. `null_share` of the steps train the null pass
+    (no text, no interaction), `text_drop` of the other samples lose their texts. `logit_normal`: the share
+    of times drawn logit-normal, the rest is uniform.
+
+    Raises:
+        UserError: values that make no stage.
+    """
+
+    name: str
+    steps: int
+    batch: int
+    learning_rate: float
+    tasks: dict[str, float]
+    warmup: int = 100
+    decay: float = 0.0
+    mask_weight: tuple[float, float] = (0.1, 0.0)
+    null_share: float = 0.1
+    text_drop: float = 0.05
+    logit_normal: float = 0.5
+
+    def __post_init__(self):
+        unknown = [task for task in self.tasks if task not in MODES]
+        faults = {
+            f"steps {self.steps} and batch {self.batch} must be at least 1": min(self.steps, self.batch) < 1,
+            f"learning_rate is {self.learning_rate}, it must be positive": not self.learning_rate > 0,
+            f"task {unknown[:1]} is unknown, choose from {', '.join(MODES)}": unknown,
+            "tasks need weights of 0 or more, and one above 0": not self.tasks
+            or min(self.tasks.values()) < 0
+            or max(self.tasks.values()) == 0,
+            f"{AUDIO_ALONE!r} trains the audio branch alone and stands alone": AUDIO_ALONE in self.tasks
+            and len(self.tasks) > 1,
+            "decay, null_share, text_drop and logit_normal lie in 0..1": any(
+                not 0 <= x <= 1 for x in (self.decay, self.null_share, self.text_drop, self.logit_normal)
+            ),
+        }
+        for fault, present in faults.items():
+            if present:
+                raise UserError(f"stage {self.name!r}: {fault}")
+
+    @property
+    def audio_alone(self) -> bool:
+        return AUDIO_ALONE in self.tasks
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        rising = min(1.0, (step + 1) / max(1, self.warmup))
+        falling = min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
+        return self.learning_rate * min(rising, falling)
+
+    def lambda_m(self, step: int) -> float:
+        """The weight of the mask loss at a step."""
+        first, last = self.mask_weight
+        return first + (last - first) * step / max(1, self.steps - 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model and its stages; AdamW (0.9, 0.999) throughout.
+
+    `ema`: decay of the weights' moving average, which is what a stage hands on. `clip`: largest gradient
+    norm. `dtype`: of the matmuls, "fp32" or "bf16"; weights and optimizer are float32.
+    """
+
+    config: Config
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    ema: float = 0.999
+    clip: float = 1.0
+    weight_decay: float = 0.01
+    dtype: str = "fp32"
+    recompute: bool = False  # gradient checkpointing
+
+    def __post_init__(self):
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) < len(names) or any("/" in name for name in names):
+            raise UserError(f"the recipe's stages are {names}; expected one or more, each with its own name")
+        if self.dtype not in ("fp32", "bf16"):
+            raise UserError(f"the recipe's dtype is {self.dtype!r}; expected fp32 or bf16")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"the recipe's ema is {self.ema}; expected 0 (off) to below 1")
+
+    def to_dict(self) -> dict:
+        """JSON-ready; `Recipe.from_dict` reads it back."""
+        return {**dataclasses.asdict(self), "config": self.config.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Recipe:
+        """Raises UserError for values that make no recipe."""
+        try:
+            stages = tuple(
+                Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()})
+                for stage in values["stages"]
+            )
+            return cls(**{**values, "config": Config.from_dict(values["config"]), "stages": stages})
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"this is no recipe: {error}; see `uniavgen train recipe`") from error
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """A recipe from its JSON file.
+
+    Raises:
+        UserError: no such file, no JSON, or values that make no recipe.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); give a recipe") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object; give a recipe")
+    return Recipe.from_dict(values)
+
+
+def paper_stages() -> tuple[Stage, ...]:
+    """The three stages of the paper (SPEC section 8)."""
+    return (
+        Stage("1-audio", 160_000, 256, 2e-5, {AUDIO_ALONE: 1.0}, warmup=1000),
+        Stage("2-joint", 30_000, 32, 5e-6, {"joint": 1.0}, mask_weight=(0.1, 0.025)),
+        Stage("3-tasks", 10_000, 32, 5e-6, TASK_MIX, mask_weight=(0.025, 0.0)),
+    )
+
+
+EMBEDDED = Recipe(
+    config=Config(
+        variant="paper",
+        video_dim=256,
+        video_heads=4,
+        video_ffn=768,
+        audio_dim=256,
+        audio_heads=4,
+        audio_ffn=768,
+        layers=8,
+        interaction_layers=(0, 2, 4, 6),
+        freq_dim=128,
+        caption_dim=128,
+        caption_length=192,
+        speech_dim=192,
+        speech_layers=4,
+        patch=(1, 1),
+    ),
+    stages=(
+        Stage("1-audio", 4000, 32, 1e-3, {AUDIO_ALONE: 1.0}),
+        Stage("2-joint", 4000, 16, 1e-3, {"joint": 1.0, "audio-driven": 1.0}, mask_weight=(0.1, 0.05)),
+        Stage("3-tasks", 16_000, 16, 1e-3, TASK_MIX, decay=0.3, mask_weight=(0.05, 0.0)),
+    ),
+    ema=0.999,
+)
+"""A first proposal for the embedded model: 128x128 pictures of 33 frames, 8x8 tokens a latent frame."""
