@@ -55,6 +55,12 @@ class MACFGGuider(comfy.samplers.CFGGuider):
     def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
         streams = latent_image.unbind() if latent_image.is_nested else [latent_image]
         check_latent_shapes([x.shape for x in streams], self.model_patcher.model.core_config)
+        if not all(x.isfinite().all() for x in streams):
+            raise UserError(
+                "the latent holds values that are not numbers; make it again with a UniAVGen task node"
+            )
+        if denoise_mask is not None:
+            _check_masks(denoise_mask)
         try:
             sampled = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         finally:
@@ -99,6 +105,20 @@ class MACFGGuider(comfy.samplers.CFGGuider):
         video, audio = (shape[1:].numel() for shape in self.inner_model.latent_shapes)
         scales = x.new_tensor((self.guidance.s_v, self.guidance.s_a))
         return scales.repeat_interleave(torch.tensor((video, audio), device=x.device))
+
+
+def _check_masks(mask: Tensor | NestedTensor) -> None:
+    """The host resizes masks; these dimensions it can."""
+    masks = mask.unbind() if mask.is_nested else [mask]
+    if len(masks) > 2 or masks[0].ndim < 2:
+        found = ", ".join(str(list(x.shape)) for x in masks)
+        raise UserError(
+            f"the noise mask is {found}, expected video [B, 1, T, h, w] and audio [B, 1, L]; redraw it"
+        )
+    if len(masks) == 2 and masks[1].ndim != 3:
+        raise UserError(
+            f"the noise mask of the audio is {list(masks[1].shape)}, expected [B, 1, L]; reshape it"
+        )
 
 
 def _step(sigmas: Tensor, timestep: Tensor) -> int:

@@ -31,8 +31,8 @@ from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.model import Cache, DualBranchDiT
 
 TASK_NODES = "a UniAVGen task node (Joint, Reference Voice, Continuation, Dubbing, Audio-Driven)"
-# MB a packed latent element needs per byte of the compute dtype, times 100; see BaseModel.memory_required
-MEMORY_USAGE_FACTOR = 0.06
+# estimated: 2.6 GB for one pass over 81 frames of 1280x736 in bf16, see BaseModel.memory_required
+MEMORY_USAGE_FACTOR = 0.035
 
 
 class FaceMasks(dict):
@@ -216,6 +216,7 @@ def check_latent_shapes(shapes: list, config: Config) -> None:
         or len(shapes[1]) != 3
         or shapes[0][1] != config.video_channels
         or shapes[1][1] != config.audio_channels
+        or 0 in (*shapes[0], *shapes[1])
     ):
         raise UserError(
             f"the latent is {found}, expected video [B, {config.video_channels}, T, h, w] and audio "

@@ -53,6 +53,8 @@ class Mux(io.ComfyNode):
         waveform, rate = audio["waveform"], audio["sample_rate"]
         if waveform.ndim != 3 or not waveform.numel():
             raise UserError(f"audio is {list(waveform.shape)}, expected [1, channels, samples]; use an AUDIO")
+        if not waveform.isfinite().all():
+            raise UserError("audio has samples that are NaN or infinite; use an undamaged clip")
         if rate not in AAC_RATES:
             waveform, rate = resample(waveform, rate, 48000), 48000
         if waveform.shape[1] > 2:

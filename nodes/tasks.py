@@ -31,6 +31,8 @@ def conditioned(
 ) -> io.NodeOutput:
     """positive, negative and LATENT of a task; its latents are raw video and normalised mel."""
     for side, conditioning in (("positive", positive), ("negative", negative)):
+        if not conditioning:
+            raise UserError(f"{side} is empty; connect CLIP Text Encode")
         for _, options in conditioning:
             for key, node in FOREIGN.items():
                 if options.get(key) is not None:
