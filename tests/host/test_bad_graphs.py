@@ -1,0 +1,337 @@
+"""Whatever a user connects or types wrongly is answered by name, with what to do; the server lives on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from graphs import changed, clip, given, node, shown
+from tiny_files import WRONG_MODELS, WRONG_VOCODERS
+
+BARE = ("mat1", "size mismatch", "shape mismatch", "NoneType", "KeyError", "object has no", "index out of")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A clip with some inputs changed; `words` must all stand in the answer."""
+
+    name: str
+    changes: dict
+    words: tuple[str, ...]
+    mode: str = "joint"
+    extra: dict = field(default_factory=dict)
+
+
+def value(place: str, wrong, *words: str, mode: str = "joint") -> Bad:
+    """A wrong value in a field."""
+    return Bad(f"{place} is {wrong!r}", {place: wrong}, words, mode)
+
+
+def socket(place: str, name: str, *words: str, mode: str = "joint") -> Bad:
+    """Something wrong from the test pack on a socket."""
+    return Bad(f"{place} gets {name}", {place: ["wrong", 0]}, words, mode, {"wrong": given(name)})
+
+
+def link(place: str, source: list, *words: str, mode: str = "joint", extra: dict | None = None) -> Bad:
+    """An existing node on the wrong socket."""
+    return Bad(f"{place} from {source[0]} {source[1]}", {place: source}, words, mode, extra or {})
+
+
+LOADED = {"loaded": node("UniAVGenLoadModel", model_name="", weight_dtype="default")}
+VOCODER = {"vocoder": node("UniAVGenLoadVocoder", vocoder_name="")}
+EMPTY_LATENT = {"wrong": node("EmptyLatentImage", width=64, height=64, batch_size=1)}
+PIXEL_VAE = {"wrong": node("VAELoader", vae_name="pixel_space")}
+LATER_PARTS = {"later": node("UniAVGenEmbeddedModel", seed=1)}
+FACE = {
+    "face": node(
+        "UniAVGenFaceMask",
+        model=["parts", 0],
+        positive=["task", 0],
+        negative=["task", 1],
+        latent=["sampler", 0],
+        block=-1,
+        noise=0.5,
+        seed=0,
+    ),
+    **shown(["face", 0]),
+}
+GRID = {
+    "grid": node(
+        "UniAVGenGuidanceGrid",
+        model=["parts", 0],
+        positive=["task", 0],
+        negative=["task", 1],
+        latent=["task", 2],
+        s_v="1, 3",
+        s_a="1, 2",
+        seed=0,
+        steps=1,
+        interval=0.5,
+        skip_layer=1,
+        shift=5.0,
+    ),
+    **shown(["grid", 1]),
+}
+COMPARE = {
+    "labels": node("PrimitiveString", value="one"),
+    "compare": node("UniAVGenCompare", images=["frames", 0], labels=["labels", 0], columns=2),
+    **shown(["compare", 0]),
+}
+NATIVE = {
+    "sampler": node(
+        "KSampler",
+        model=["parts", 0],
+        positive=["task", 0],
+        negative=["task", 1],
+        latent_image=["task", 2],
+        seed=0,
+        steps=1,
+        cfg=2.0,
+        sampler_name="euler",
+        scheduler="simple",
+        denoise=1.0,
+    )
+}
+
+FIELDS = [
+    value("sampler.steps", 0, "steps", "smaller than min of 1"),
+    value("sampler.steps", -5, "steps", "smaller than min of 1"),
+    value("sampler.steps", 100000, "steps", "bigger than max"),
+    value("sampler.s_v", -1.0, "s_v", "smaller than min of 0"),
+    value("sampler.s_a", -0.1, "s_a", "smaller than min of 0"),
+    value("sampler.s_v", 11.0, "s_v", "bigger than max of 10"),
+    value("sampler.interval", 2.0, "interval", "bigger than max of 1"),
+    value("sampler.interval", -0.5, "interval", "smaller than min of 0"),
+    value("sampler.skip_layer", 30, "skip_layer", "bigger than max of 29"),
+    value("sampler.skip_layer", -2, "skip_layer", "smaller than min of -1"),
+    value("sampler.shift", 0.0, "shift", "smaller than min"),
+    value("sampler.seed", -1, "seed", "smaller than min of 0"),
+    value("sampler.steps", "many", "steps", "convert"),
+    value("task.frames", 0, "frames", "smaller than min of 5"),
+    value("task.frames", 100000, "frames", "bigger than max"),
+    value("video.short_side", 100, "short_side", "multiple of 32", "try 96"),
+    value("video.short_side", 0, "short_side", "multiple of 32", "try 32"),
+    value("video.short_side", 4096, "short_side", "from 32 to 2048", "try 2048"),
+    value("video.fps", 0.0, "fps", "smaller than min of 1"),
+    value("mux.fps", 0.0, "fps", "smaller than min of 1"),
+    value("words.text", "", "text is empty", "write what the person says"),
+    value("words.text", "  \n ", "text is empty", "write what the person says"),
+    value("words.text", "\u2603\u2603", "knows no character of the text to say", "write English"),
+    value("words.language", "fr", "language", "not in"),
+    value("words.transcript", "hello there", "transcript", "no reference voice", "connect reference_voice"),
+    value("words.transcript", "", "no transcript", "write what the voice says", mode="reference-voice"),
+    value("task.frames", 5, "frames is 5", "already has 5", "make frames larger", mode="continuation"),
+]
+
+SOUNDS = [
+    socket("mel.audio", "silence", "reference_voice is silent", "someone speaks", mode="reference-voice"),
+    socket("mel.audio", "silence", "mel is silent", "someone speaks", mode="audio-driven"),
+    socket("mel.audio", "NaN sound", "1 of 24000 samples are NaN", "undamaged", mode="audio-driven"),
+    socket("mel.audio", "1 sample", "1 samples", "longer clip", mode="audio-driven"),
+    socket("mel.audio", "10 ms", "240 samples", "longer clip", mode="reference-voice"),
+    socket("mel.audio", "100 ms", "mel lasts 0.10 s", "longer clip", mode="audio-driven"),
+    socket("mel.audio", "no samples", "no samples", "clip that is not empty", mode="audio-driven"),
+    socket("mel.audio", "no channels", "no samples", "clip that is not empty", mode="audio-driven"),
+    socket("mel.audio", "no clip", "audio is [0, 1, 24000]", "use an AUDIO", mode="audio-driven"),
+    socket("mel.audio", "0 Hz", "sample rate is 0 Hz", "expected 1000", mode="audio-driven"),
+    socket("mel.audio", "100 Hz", "sample rate is 100 Hz", "expected 1000", mode="audio-driven"),
+    socket("mel.audio", "flat sound", "audio is [24000]", "use an AUDIO", mode="audio-driven"),
+    socket("mel.audio", "16 bit integers", "torch.int16", "floating-point", mode="audio-driven"),
+    Bad(
+        "9 frames of video but 0.1 s of sound",
+        {"picture.name": "9 frames", "heard.name": "100 ms", "task.frames": 13},
+        ("mel lasts 0.10 s", "video 0.56 s", "sound of the same clip"),
+        "continuation",
+    ),
+    socket("mux.audio", "no samples", "audio is [1, 1, 0]", "use an AUDIO"),
+    socket("mux.audio", "NaN sound", "audio", "NaN"),
+    socket("mux.audio", "flat sound", "audio is [24000]", "use an AUDIO"),
+    socket("mux.audio", "0 Hz", "sample rate is 0 Hz", "expected 1000"),
+]
+
+PICTURES = [
+    socket("video.image", "2 channels", "image is [1, 64, 64, 2]", "use an IMAGE"),
+    socket("video.image", "NaN picture", "pixels that are not numbers", "undamaged picture"),
+    socket("video.image", "no picture", "image is [0, 64, 64, 3]", "use an IMAGE"),
+    socket("video.image", "mask as picture", "image is [1, 64, 64]", "use an IMAGE"),
+    socket("video.image", "8 x 8 picture", "8x8", "enlarge"),
+    socket("video.image", "very wide picture", "1024x32", "crop"),
+    socket("mux.images", "mask as picture", "images is [1, 64, 64]", "use an IMAGE"),
+    socket("mux.images", "NaN picture", "images has pixels", "undamaged"),
+    socket("mux.images", "no picture", "images is [0, 64, 64, 3]", "use an IMAGE"),
+    socket("picture.name", "picture", "video is one picture", "UniAVGen Joint", mode="continuation"),
+    socket("picture.name", "picture", "video is one picture", "dubbed", mode="dubbing"),
+    link("video.vae", ["wrong", 0], "vae has 3 latent channels", "wan2.2_vae.safetensors", extra=PIXEL_VAE),
+]
+PICTURES = [
+    Bad(bad.name, {"picture.name": "picture"}, bad.words, bad.mode) if "picture.name" in bad.changes else bad
+    for bad in PICTURES
+]
+
+LATENTS = [
+    link("sampler.latent", ["wrong", 0], "latent is [1, 4, 8, 8]", "UniAVGen task node", extra=EMPTY_LATENT),
+    socket("sampler.latent", "LTX latent", "[1, 128, 2, 4, 6]", "UniAVGen task node"),
+    socket("sampler.latent", "LTX video latent", "[1, 128, 2, 4, 6]", "UniAVGen task node"),
+    socket("sampler.latent", "video latent", "[1, 48, 2, 4, 6]", "UniAVGen task node"),
+    socket("sampler.latent", "latent of three", "[1, 4, 4]", "UniAVGen task node"),
+    socket("sampler.latent", "latent of another size", "(4, 6)", "(4, 4)", "from one task node"),
+    socket("sampler.latent", "2 videos 1 sound", "2 videos but 1 sounds", "make as many"),
+    socket("sampler.latent", "64 mel bands", "[1, 64, 31]", "UniAVGen task node"),
+    socket("sampler.latent", "time-first mel", "[1, 31, 80]", "UniAVGen task node"),
+    socket("sampler.latent", "16 channels", "[1, 16, 2, 4, 6]", "UniAVGen task node"),
+    socket("sampler.latent", "no mel frames", "[1, 80, 0]", "UniAVGen task node"),
+    socket("sampler.latent", "no latent frames", "[1, 48, 0, 4, 6]", "UniAVGen task node"),
+    socket("sampler.latent", "NaN latent", "the latent holds values that are not numbers", "task node"),
+    socket("sampler.latent", "mask of half a frame", "noise mask of the video", "whole frames"),
+    socket("sampler.latent", "half-known mask", "noise mask of the video", "whole frames"),
+    socket("sampler.latent", "mask of two dimensions for sound", "noise mask of the audio", "[B, 1, L]"),
+    socket("sampler.latent", "flat mask for sound", "noise mask of the audio", "[B, 1, L]"),
+    socket("split.latent", "video latent", "latent is [1, 48, 2, 4, 6]", "UniAVGen Sampler"),
+    socket("split.latent", "LTX latent", "latent is [1, 128, 2, 4, 6]", "UniAVGen Sampler"),
+    link("split.latent", ["wrong", 0], "latent is [1, 4, 8, 8]", "UniAVGen Sampler", extra=EMPTY_LATENT),
+    link("sound.audio", ["split", 0], "audio is [1, 48, 2, 4, 6]", "audio output of UniAVGen Split"),
+    link("sound.audio", ["sampler", 0], "audio is a joint latent", "audio output of UniAVGen Split"),
+    Bad(
+        "KSampler gets an LTX latent",
+        {"sampler.latent_image": ["wrong", 0]},
+        ("[1, 128, 2, 4, 6]", "task node"),
+        extra=NATIVE | {"wrong": given("LTX latent")},
+    ),
+    Bad(
+        "KSampler gets an image latent",
+        {"sampler.latent_image": ["wrong", 0]},
+        ("[1, 48, 1, 4, 4]", "task node"),
+        extra=NATIVE | EMPTY_LATENT,
+    ),
+]
+
+TEXTS = [
+    link("sampler.positive", ["caption", 0], "positive does not come from", "UniAVGen task node"),
+    link("sampler.negative", ["no caption", 0], "negative does not come from", "UniAVGen task node"),
+    link("sampler.positive", ["task", 1], "not in their places", "swap"),
+    socket("sampler.positive", "no conditioning", "positive does not come from", "UniAVGen task node"),
+    socket("task.positive", "no conditioning", "positive is empty", "CLIP Text Encode"),
+    socket("task.positive", "SDXL conditioning", "2048 wide", "takes 64", "umT5-xxl", "its own CLIP"),
+    socket("task.negative", "narrow conditioning", "negative is encoded 32 wide", "umT5-xxl", "its own CLIP"),
+    socket("task.positive", "conditioning of an area", "ConditioningSetArea", "leave it out"),
+    Bad(
+        "KSampler gets a plain caption",
+        {"sampler.positive": ["caption", 0]},
+        ("positive does not come from", "task node"),
+        extra=NATIVE,
+    ),
+]
+
+MODELS = [
+    socket("sampler.model", "other model", "model is a BaseModel", "UniAVGen Load Model"),
+    Bad(
+        "a file that is not there",
+        {"loaded.model_name": "nothere.safetensors", "sampler.model": ["loaded", 0]},
+        ("model_name 'nothere.safetensors'", "download it from huggingface.co/MCG-NJU/UniAVGen"),
+        extra=LOADED,
+    ),
+    Bad(
+        "a folder that leads out",
+        {"loaded.model_name": "../../secret.safetensors", "sampler.model": ["loaded", 0]},
+        ("model_name", "download it from"),
+        extra=LOADED,
+    ),
+    Bad(
+        "a vocoder that is not there",
+        {"vocoder.vocoder_name": "no.safetensors", "sound.vocoder": ["vocoder", 0]},
+        ("vocoder_name 'no.safetensors'", "download it from huggingface.co/Qwen/Qwen2.5-Omni-7B"),
+        extra=VOCODER,
+    ),
+    Bad(
+        "an unknown weight dtype",
+        {
+            "loaded.model_name": "tiny.safetensors",
+            "loaded.weight_dtype": "int3",
+            "sampler.model": ["loaded", 0],
+        },
+        ("weight_dtype", "int3", "not in"),
+        extra=LOADED,
+    ),
+    Bad("no vocoder connected", {"sound.vocoder": None}, ("Required input is missing", "vocoder")),
+    Bad("no latent connected", {"sampler.latent": None}, ("Required input is missing", "latent")),
+    Bad(
+        "no reference voice connected",
+        {"task.reference_voice": None},
+        ("Required input is missing", "reference_voice"),
+        "reference-voice",
+    ),
+    Bad("face mask of a block that is not there", {"face.block": 7}, ("block is 7", "0 to 1"), extra=FACE),
+    Bad(
+        "face mask on other pictures",
+        {"face.images": ["wrong", 0]},
+        ("images are", "same latent"),
+        extra=FACE | {"wrong": given("9 frames")},
+    ),
+    Bad(
+        "face mask of an image latent",
+        {"face.latent": ["wrong", 0]},
+        ("[1, 4, 8, 8]", "task node"),
+        extra=FACE | EMPTY_LATENT,
+    ),
+    Bad("grid of words", {"grid.s_v": "low, high"}, ("s_v is 'low, high'", "such as 1, 3, 5"), extra=GRID),
+    Bad("grid of nothing", {"grid.s_a": " , "}, ("s_a is ' , '", "such as 1, 3, 5"), extra=GRID),
+    Bad("grid of negative scales", {"grid.s_a": "1, -2"}, ("s_a is '1, -2'", "from 0 to 10"), extra=GRID),
+    Bad("grid of NaN", {"grid.s_a": "1, nan"}, ("s_a is '1, nan'", "from 0 to 10"), extra=GRID),
+    Bad(
+        "fewer labels than clips",
+        {"compare.images": ["decoded", 0]},
+        ("2 clips", "1 labels", "each clip a label"),
+        extra=COMPARE
+        | GRID
+        | {
+            "grid": {**GRID["grid"], "inputs": GRID["grid"]["inputs"] | {"s_a": "1"}},
+            "decoded": node("VAEDecode", samples=["grid", 0], vae=["parts", 3]),
+        },
+    ),
+]
+
+FILES = [
+    *(
+        Bad(
+            f"model {name}",
+            {"loaded.model_name": name, "sampler.model": ["loaded", 0]},
+            (name.rstrip("/"), *words),
+            extra=LOADED,
+        )
+        for name, words in WRONG_MODELS.items()
+    ),
+    *(
+        Bad(
+            f"vocoder {name}",
+            {"vocoder.vocoder_name": name, "sound.vocoder": ["vocoder", 0]},
+            (name, *words),
+            extra=VOCODER,
+        )
+        for name, words in WRONG_VOCODERS.items()
+    ),
+]
+
+CASES = [*FIELDS, *SOUNDS, *PICTURES, *LATENTS, *TEXTS, *MODELS, *FILES]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def still_working(server):
+    """After all that, an ordinary clip is still made."""
+    assert not server.run(clip()).error
+    yield
+    assert not server.run(changed(clip(), {"sampler.seed": 99})).error
+
+
+@pytest.mark.parametrize("bad", [pytest.param(bad, id=bad.name) for bad in CASES])
+def test_the_answer_names_what_is_wrong_and_what_to_do(server, bad):
+    answer = server.run(changed(clip(bad.mode), bad.changes, bad.extra))
+    assert answer.error, "it ran"
+    missing = [word for word in bad.words if word not in answer.error]
+    assert not missing, f"{missing} not in {answer.kind} of {answer.node}: {answer.error}"
+    assert answer.kind in ("UserError", "WrongFile", "refused"), f"{answer.kind}: {answer.error}"
+    assert not any(word in answer.error for word in BARE), answer.error
+    assert "\n" not in answer.error or answer.kind == "refused", answer.error
+
+
+def test_there_are_more_than_sixty():
+    assert len(CASES) > 60

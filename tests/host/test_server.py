@@ -1,0 +1,143 @@
+"""On a running ComfyUI: the pack loads, a clip is made and saved, and only what changed runs again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import av
+import pytest
+from graphs import ENCODERS, FOLLOWERS, advanced_sampler, changed, clip, node, shown
+from host_server import PACK_NAME, HostServer
+from PIL import Image
+
+MODES = ("joint", "reference-voice", "continuation", "dubbing", "audio-driven")
+OBJECT_INFO = Path(__file__).parents[1] / "golden" / "object_info.json"
+IMPORT_SECONDS = 2.0
+AAC_FRAME = 1024
+MEMORY_GROWTH = 30e6
+
+
+def nodes_of_the_pack(server: HostServer) -> dict:
+    """`/object_info` of our nodes without what depends on the folder's name and the user's files."""
+    found = {}
+    for name, info in server.get("/object_info").items():
+        if info["python_module"] != f"custom_nodes.{PACK_NAME}":
+            continue
+        info = json.loads(json.dumps(info)) | {"python_module": ""}
+        for inputs in info["input"].values():
+            for key, (_, *options) in inputs.items():
+                if key.endswith("_name"):
+                    options[0]["options"] = []
+        found[name] = info
+    return found
+
+
+def lengths(file: Path) -> tuple[float, float, int]:
+    """Seconds of picture and of sound in a video file, and the sound's rate."""
+    with av.open(str(file)) as opened:
+        rate = opened.streams.audio[0].rate
+        frames = sum(1 for _ in opened.decode(video=0))
+        seconds = frames / float(opened.streams.video[0].average_rate)
+    with av.open(str(file)) as opened:
+        stream = opened.streams.audio[0]
+        return seconds, float(stream.duration * stream.time_base), rate
+
+
+def saved_file(server: HostServer, outputs: dict) -> Path:
+    entry = outputs["saved"]["images"][0]
+    return server.base / "output" / entry["subfolder"] / entry["filename"]
+
+
+def test_the_pack_is_imported_quickly_and_whole(server):
+    assert "IMPORT FAILED" not in server.log
+    times = re.findall(r"([\d.]+) seconds.*custom_nodes/" + PACK_NAME, server.log)
+    assert len(times) == 1
+    assert float(times[0]) < IMPORT_SECONDS
+
+
+def test_object_info_is_the_golden_one(server):
+    """`REWRITE_OBJECT_INFO=1 pytest tests/host -k object_info` writes the golden file anew."""
+    found = nodes_of_the_pack(server)
+    if os.environ.get("REWRITE_OBJECT_INFO"):
+        OBJECT_INFO.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        pytest.skip(f"{OBJECT_INFO.name} is written; look at what changed in it")
+    assert found == json.loads(OBJECT_INFO.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_clip_of_each_mode_is_saved_with_sound_as_long_as_its_picture(server, mode):
+    answer = server.run(clip(mode))
+    assert not answer.error
+    picture, sound, rate = lengths(saved_file(server, answer.outputs))
+    assert picture > 0.3
+    assert abs(picture - sound) <= AAC_FRAME / rate
+
+
+def test_guider_and_schedule_under_the_hosts_sampler_make_the_clip_of_the_sampler_node(server):
+    clips = []
+    for name, graph in (("one node", clip()), ("four nodes", clip() | advanced_sampler())):
+        pictures = node("SaveImage", images=["frames", 0], filename_prefix=name)
+        answer = server.run(graph | {"pictures": pictures})
+        assert not answer.error
+        files = [server.base / "output" / entry["filename"] for entry in answer.outputs["pictures"]["images"]]
+        clips.append([Image.open(file).tobytes() for file in files])
+    assert clips[0] == clips[1]
+
+
+@pytest.mark.parametrize("slider", ["s_v", "s_a"])
+def test_turning_a_slider_repeats_the_sampler_and_what_follows_and_no_encoder(server, slider):
+    server.run(clip())
+    answer = server.run(changed(clip(), {f"sampler.{slider}": 1.5}))
+    assert not answer.error
+    assert answer.cached == ENCODERS
+
+
+def test_the_same_prompt_again_runs_nothing(server):
+    server.run(clip())
+    answer = server.run(clip())
+    assert answer.cached >= ENCODERS | (FOLLOWERS - {"saved"})
+
+
+def test_what_a_node_says_about_snapping_is_in_the_log(server):
+    before = len(server.log)
+    answer = server.run(changed(clip(), {"task.frames": 9 + 2}))
+    assert not answer.error
+    assert "11 frames -> 9 frames" in server.log[before:]
+
+
+def test_running_again_and_again_does_not_grow_memory(server):
+    for seed in range(3):
+        server.run(changed(clip(), {"sampler.seed": seed}))
+    before = server.memory
+    for seed in range(10, 22):
+        assert not server.run(changed(clip(), {"sampler.seed": seed})).error
+    assert server.memory - before < MEMORY_GROWTH
+
+
+def test_after_an_interrupted_run_the_next_prompt_runs_at_once(server):
+    server.run(clip())
+    queued = server.queue(clip(steps=1000))
+    before = len(server.log)
+    server.until(lambda: "/1000" in server.log[before:], 30)
+    server.post("/interrupt")
+    ended = server.wait(queued["prompt_id"], 10)
+    assert ended.interrupted
+    assert ended.node == "UniAVGenSampler"
+    answer = server.run(clip(steps=3), 20)
+    assert not answer.error
+    assert answer.cached == ENCODERS
+
+
+def test_an_interrupted_grid_of_clips_stops_too(server):
+    graph = changed(clip(steps=1000), {})
+    inputs = graph["sampler"]["inputs"] | {"s_v": "1, 3", "s_a": "1, 2"}
+    graph["sampler"] = {"class_type": "UniAVGenGuidanceGrid", "inputs": inputs}
+    queued = server.queue(graph | shown(["sampler", 1]))
+    before = len(server.log)
+    server.until(lambda: "/1000" in server.log[before:], 30)
+    server.post("/interrupt")
+    assert server.wait(queued["prompt_id"], 10).interrupted
+    assert not server.run(clip()).error
