@@ -89,8 +89,8 @@ class VideoEncode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, short_side: int) -> bool | str:
-        if 32 <= short_side <= 2048 and short_side % 32 == 0:
+    def validate_inputs(cls, short_side: int | None) -> bool | str:
+        if short_side is None or (32 <= short_side <= 2048 and short_side % 32 == 0):
             return True
         nearest = min(max(round(short_side / 32), 1), 64) * 32
         return f"short_side is {short_side}, expected a multiple of 32 from 32 to 2048; try {nearest}"

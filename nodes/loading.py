@@ -85,31 +85,26 @@ class LoadedVocoder:
         return waveform.to(comfy.model_management.intermediate_device(), torch.float32)
 
 
-def model_names() -> list[str]:
-    """Files of the model folder; the shards of a folder stand there once, as the folder's name and `/`."""
-    names = folder_paths.get_filename_list(MODEL_FOLDER)
-    return list(dict.fromkeys(_shown(name) for name in names))
+def listed(folder: str) -> list[str]:
+    """Files of a model folder; shards stand there once, as the name of their folder and `/`."""
+    return list(dict.fromkeys(_shown(name) for name in folder_paths.get_filename_list(folder)))
 
 
 def _shown(name: str) -> str:
-    folder = PurePath(name).parent
-    return f"{folder.as_posix()}/" if SHARD.fullmatch(name) and folder.name else name
+    parent = PurePath(name).parent
+    return f"{parent.as_posix()}/" if SHARD.fullmatch(name) and parent.name else name
 
 
-def model_path(name: str) -> Path:
-    """Where a name of `model_names` is; UserError with the place and the download page if nowhere."""
-    for file in folder_paths.get_filename_list(MODEL_FOLDER):
+def located(folder: str, name: str) -> Path | None:
+    """Where a name of `listed` is, a file or a folder of shards."""
+    for file in folder_paths.get_filename_list(folder):
         if _shown(file) == name:
-            path = Path(folder_paths.get_full_path_or_raise(MODEL_FOLDER, file))
+            path = Path(folder_paths.get_full_path_or_raise(folder, file))
             return path.parent if name.endswith("/") else path
-    raise UserError(_missing("model_name", name, MODEL_FOLDER, MODEL_PAGE))
+    return None
 
 
-def vocoder_names() -> list[str]:
-    return [GRIFFIN_LIM, *folder_paths.get_filename_list(VOCODER_FOLDER)]
-
-
-def _missing(what: str, name: str, folder: str, page: str) -> str:
+def missing(what: str, name: str, folder: str, page: str) -> str:
     places = " or ".join(folder_paths.get_folder_paths(folder))
     return f"{what} {name!r} is not in {places}; download it from {page}, put it there and refresh (R)"
 
@@ -120,7 +115,10 @@ def load_parts(name: str, weight_dtype: str = "default", disable_dynamic: bool =
     Raises:
         UserError: no such file, another kind of file, tensors that do not fit.
     """
-    checkpoint = read_checkpoint(model_path(name))
+    path = located(MODEL_FOLDER, name)
+    if path is None:
+        raise UserError(missing("model_name", name, MODEL_FOLDER, MODEL_PAGE))
+    checkpoint = read_checkpoint(path)
     config = checkpoint.config()
     checkpoint.check(DualBranchDiT(config, device="meta").state_dict())
     state_dict: dict[str, Tensor] = {}
@@ -161,7 +159,7 @@ class LoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=model_names(),
+                    options=listed(MODEL_FOLDER),
                     tooltip="A file in models/diffusion_models; a name that ends in / is a folder of shards. "
                     f"The released model is at {MODEL_PAGE}.",
                 ),
@@ -183,10 +181,10 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str) -> bool | str:
-        if model_name in model_names():
+    def validate_inputs(cls, model_name: str | None) -> bool | str:
+        if model_name is None or model_name in listed(MODEL_FOLDER):
             return True
-        return _missing("model_name", model_name, MODEL_FOLDER, MODEL_PAGE)
+        return missing("model_name", model_name, MODEL_FOLDER, MODEL_PAGE)
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
@@ -204,7 +202,7 @@ class LoadVocoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "vocoder_name",
-                    options=vocoder_names(),
+                    options=[GRIFFIN_LIM, *listed(VOCODER_FOLDER)],
                     tooltip="A safetensors file in models/vae that holds the BigVGAN: its own or the "
                     f"shard of {VOCODER_PAGE} with token2wav. Griffin-Lim needs no file; it sounds metallic.",
                 )
@@ -213,16 +211,18 @@ class LoadVocoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, vocoder_name: str) -> bool | str:
-        if vocoder_name in vocoder_names():
+    def validate_inputs(cls, vocoder_name: str | None) -> bool | str:
+        if vocoder_name in (None, GRIFFIN_LIM, *listed(VOCODER_FOLDER)):
             return True
-        return _missing("vocoder_name", vocoder_name, VOCODER_FOLDER, VOCODER_PAGE)
+        return missing("vocoder_name", vocoder_name, VOCODER_FOLDER, VOCODER_PAGE)
 
     @classmethod
     def execute(cls, vocoder_name: str) -> io.NodeOutput:
         if vocoder_name == GRIFFIN_LIM:
             return io.NodeOutput(LoadedVocoder(GriffinLim()))
-        path = folder_paths.get_full_path_or_raise(VOCODER_FOLDER, vocoder_name)
+        path = located(VOCODER_FOLDER, vocoder_name)
+        if path is None:
+            raise UserError(missing("vocoder_name", vocoder_name, VOCODER_FOLDER, VOCODER_PAGE))
         return io.NodeOutput(LoadedVocoder(load_vocoder(path)))
 
 
