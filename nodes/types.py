@@ -14,7 +14,7 @@ from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.mel import SAMPLE_RATE, SILENCE, log_mel, mel_to_latent, peak_normalise
 
 CATEGORY = "UniAVGen"
-TAIL_SECONDS = 0.3
+TAIL_SECONDS, MIN_VOICE_SECONDS = 0.3, 0.5
 
 VideoSocket = io.Custom("UNIAVGEN_VIDEO")
 MelSocket = io.Custom("UNIAVGEN_MEL")
@@ -52,6 +52,12 @@ class EncodedSound:
     def voice(self) -> Tensor:
         """A reference voice: peak-normalised, with 0.3 s of silence behind it, `[1, L, 80]`."""
         self._check_audible("reference_voice")
+        seconds = len(self.waveform) / SAMPLE_RATE
+        if seconds < MIN_VOICE_SECONDS:
+            raise UserError(
+                f"reference_voice lasts {seconds:.2f} s, expected at least {MIN_VOICE_SECONDS} s; use a "
+                "clip of 3 to 10 s"
+            )
         tail = round(TAIL_SECONDS * SAMPLE_RATE)
         return mel_to_latent(log_mel(F.pad(peak_normalise(self.waveform), (0, tail))[None]))
 
