@@ -225,7 +225,9 @@ def _encode(path: Path, frames: torch.Tensor, fps: Fraction, wave: np.ndarray, r
     options = {} if path.suffix == ".mkv" else {"movflags": "+faststart"}
     layout = ("mono", "stereo")[len(wave) - 1]
     with av.open(path, "w", options=options) as container:
-        video = container.add_stream("libx264", rate=fps, options={"crf": "17"})
+        # x264's macroblock tree reads unset memory at widths off 128: the same frames, another file
+        options = {"crf": "17", "x264-params": "mbtree=0"}
+        video = container.add_stream("libx264", rate=fps, options=options)
         video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         context = video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = BT709
