@@ -130,7 +130,7 @@ def _weights(options: argparse.Namespace):
     given = any((options.model, options.vae, options.text_encoder, options.vocoder))
     device = options.device or ("cuda" if given and torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"device {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu"
@@ -173,11 +173,17 @@ def _generate(options: argparse.Namespace) -> int:
     )
     request = Request(guidance=guidance, **{name: getattr(options, name) for name in names.split()})
     bar = tqdm(total=options.steps, unit="step", disable=None, leave=False)
+
+    def on_stage(name: str) -> None:
+        if name == "sample":
+            bar.reset()  # the time left is that of the steps, not of the loading before them
+        bar.set_description(name)
+
     with bar:
         result = generate(
             request,
             _weights(options),
-            on_stage=bar.set_description,
+            on_stage=on_stage,
             on_step=lambda done, steps: bar.update(),
         )
     for note in result.notes:
