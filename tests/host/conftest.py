@@ -72,6 +72,14 @@ def host(comfy_path, models_folder):
     pack = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = pack
     spec.loader.exec_module(pack)
+    return pack
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_in_a_node():
+    """The host runs nodes in inference mode; one thread is fastest for models as small as these."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.inference_mode():
-        yield pack
+        yield
+    torch.set_num_threads(threads)

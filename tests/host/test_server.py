@@ -12,6 +12,7 @@ import pytest
 from graphs import ENCODERS, FOLLOWERS, advanced_sampler, changed, clip, node, shown
 from host_server import PACK_NAME, HostServer
 from PIL import Image
+from tiny_files import SHARDS
 
 MODES = ("joint", "reference-voice", "continuation", "dubbing", "audio-driven")
 OBJECT_INFO = Path(__file__).parents[1] / "golden" / "object_info.json"
@@ -65,6 +66,13 @@ def test_object_info_is_the_golden_one(server):
         OBJECT_INFO.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         pytest.skip(f"{OBJECT_INFO.name} is written; look at what changed in it")
     assert found == json.loads(OBJECT_INFO.read_text(encoding="utf-8"))
+
+
+def test_the_model_combo_shows_a_folder_of_shards_once(server):
+    info = server.get("/object_info/UniAVGenLoadModel")["UniAVGenLoadModel"]
+    names = info["input"]["required"]["model_name"][1]["options"]
+    assert names.count(f"{SHARDS}/") == 1
+    assert not [name for name in names if name.startswith(f"{SHARDS}/") and name != f"{SHARDS}/"]
 
 
 @pytest.mark.parametrize("mode", MODES)
