@@ -406,7 +406,8 @@ def test_cancelling_leaves_nothing_but_one_line(tmp_path, real, stop):
     terminal, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     root = Path(__file__).parents[1]
-    process = subprocess.Popen(list(map(str, command)), stdout=side, stderr=side, cwd=root)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(list(map(str, command)), stdout=side, stderr=side, cwd=root, env=environment)
     os.close(side)
     try:
         read_until(terminal, r"sample: .*\| [1-9]\d*/1000000 \[.*<.*step/s\]")

@@ -124,9 +124,11 @@ def _add_weights(p: argparse.ArgumentParser) -> None:
 
 def _weights(options: argparse.Namespace):
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from .pipeline import Weights
 
+    disable_progress_bar()  # there is one already
     given = any((options.model, options.vae, options.text_encoder, options.vocoder))
     device = options.device or ("cuda" if given and torch.cuda.is_available() else "cpu")
     try:
