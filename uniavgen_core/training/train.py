@@ -171,10 +171,14 @@ def fit(
     recipe: Recipe,
     run: Run,
     preview: Preview | None = None,
+    whole: bool = True,
 ) -> dict[str, Tensor]:
     """One stage: trains the parameters that require a gradient, from the folder's checkpoint if there is one.
 
-    Returns the moving average: every parameter of `objective` by name (on the main process).
+    Returns the moving average by name (on the main process), with frozen parameters where `whole` is set.
+
+    Raises:
+        UserError: see `Batches`; a loss that is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     batches = Batches(
@@ -205,6 +209,7 @@ def fit(
         begin = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = stage.rate(step)
+        optimizer.zero_grad()
         losses = _accumulate(accelerator, objective, batch.to(accelerator.device), stage.lambda_m(step), run)
         norm = accelerator.clip_grad_norm_(parameters, recipe.clip)
         optimizer.step()
@@ -229,7 +234,7 @@ def fit(
     if log:
         log.close()
     with average.applied():
-        return _full_state(objective, trained_only=False)
+        return _full_state(objective, trained_only=not whole)
 
 
 def _accumulate(accelerator, objective, batch: Batch, mask_weight: float, run: Run) -> dict[str, Tensor]:
@@ -332,8 +337,8 @@ def _export(state: dict[str, Tensor], model: DualBranchDiT, encoder, folder: Pat
 
     if encoder is not None:
         encoder.model.load_state_dict(part("caption_model."), strict=False)
-        encoder.model.save_pretrained(folder / "caption_encoder")
-        encoder.tokenizer.save_pretrained(folder / "caption_encoder")
+        encoder.model.save_pretrained(folder / "caption_encoder" / "text_encoder")
+        encoder.tokenizer.save_pretrained(folder / "caption_encoder" / "tokenizer")
     save_checkpoint(folder / "model.safetensors", part("model.").items(), model.config, "fp32")
 
 

@@ -1,0 +1,243 @@
+"""`uniavgen train`: prepare clips, write a recipe, train a model, fine-tune one with LoRA."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Add `train` and its own sub-commands; imports nothing heavy until one is run."""
+    train = commands.add_parser("train", help="train a model on your clips or on the synthetic theatre")
+    actions = train.add_subparsers(dest="action", required=True)
+
+    p = actions.add_parser("theatre", help="prepare synthetic clips (needs espeak-ng)")
+    p.add_argument("--out", required=True, help="folder for the latents")
+    p.add_argument("--clips", type=int, default=5000)
+    p.add_argument("--split", default="train", help="train or held-out")
+    p.add_argument("--seed", type=int, default=0)
+    _add_preparation(p, frames=33, size="128x128")
+    p.set_defaults(run=_theatre)
+
+    p = actions.add_parser("videos", help="prepare clips from mp4 files")
+    p.add_argument("list", help="jsonl: file, caption, transcript, language; optional faces, speaker")
+    p.add_argument("--out", required=True, help="folder for the latents")
+    _add_preparation(p, frames=81, size="1280x736")
+    p.set_defaults(run=_videos)
+
+    p = actions.add_parser("recipe", help="print a recipe to start from")
+    p.add_argument("name", choices=("embedded", "paper"))
+    p.set_defaults(run=_recipe)
+
+    p = actions.add_parser("run", help="train; run it again to go on (also with `accelerate launch`)")
+    p.add_argument("recipe", help="JSON file, see `train recipe`")
+    p.add_argument("--latents", required=True, help="folder of prepared clips")
+    p.add_argument("--out", required=True, help="folder of the run")
+    p.add_argument("--start", help="weights to begin with instead of new ones")
+    p.add_argument("--caption-encoder", help="folder of a umT5 that is trained with the model")
+    _add_run(p)
+    p.set_defaults(run=_run)
+
+    p = actions.add_parser("lora", help="fine-tune weights; writes lora.safetensors for ComfyUI's loaders")
+    p.add_argument("--model", required=True, help="folder of shards or one safetensors file")
+    p.add_argument("--latents", required=True, help="folder of prepared clips")
+    p.add_argument("--out", required=True, help="folder of the run")
+    p.add_argument("--steps", type=int, default=1000)
+    p.add_argument("--batch", type=int, default=1)
+    p.add_argument("--rate", type=float, default=1e-4, help="learning rate")
+    p.add_argument("--rank", type=int, default=16)
+    p.add_argument("--alpha", type=float, help="default: the rank")
+    p.add_argument("--groups", default="video,audio,a2v,v2a", help="what is adapted")
+    p.add_argument("--tasks", default="joint:1", help="such as joint:4,dubbing:1")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16")
+    _add_run(p)
+    p.set_defaults(run=_lora)
+
+
+def _add_preparation(p: argparse.ArgumentParser, frames: int, size: str) -> None:
+    p.add_argument("--frames", type=int, default=frames, help="4n + 1 at 16 fps")
+    p.add_argument("--size", default=size, help="width x height, multiples of 16")
+    p.add_argument("--vae", required=True, help="Wan2.2 VAE: diffusers folder or one safetensors file")
+    p.add_argument("--text-encoder", help="umT5 folder; not needed where the caption encoder is trained too")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--part", default="1/1", help="2/4: the second of four processes that share the work")
+
+
+def _add_run(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
+    p.add_argument("--micro-batch", type=int, help="samples at once on a process; default: its share")
+    p.add_argument("--workers", type=int, default=0, help="processes that read ahead")
+    p.add_argument("--preview-every", type=int, default=2000, help="steps between validation clips")
+    p.add_argument("--preview", help="folder of prepared clips to make validation clips from; needs --vae")
+    p.add_argument("--preview-modes", default="joint", help="such as joint,dubbing")
+    p.add_argument("--vae", help="Wan2.2 VAE, for validation clips")
+    p.add_argument("--vocoder", help="BigVGAN, for validation clips; Griffin-Lim without it")
+
+
+def _theatre(options: argparse.Namespace) -> int:
+    from .data import theatre_sample
+    from .theatre import Theatre
+
+    width, height = _size(options.size)
+    theatre = Theatre(options.seed, options.split, options.frames, (height, width))
+    about = {"theatre": [options.seed, options.split], "frames": options.frames, "size": [width, height]}
+    return _prepare(options, options.clips, about, lambda i, encode: theatre_sample(theatre, i, encode))
+
+
+def _videos(options: argparse.Namespace) -> int:
+    from .. import tasks
+    from .footage import footage_sample, read_list
+
+    width, height = _size(options.size)
+    tasks.latent_frames(options.frames)
+    rows = read_list(options.list)
+    about = {"videos": options.list, "frames": options.frames, "size": [width, height]}
+
+    def sample(i: int, encode):
+        return footage_sample(rows, i, options.frames, (height, width), encode)
+
+    return _prepare(options, len(rows), about, sample)
+
+
+def _prepare(options: argparse.Namespace, count: int, about: dict, sample) -> int:
+    from tqdm import tqdm
+
+    from ..caption import load_caption_encoder
+    from ..errors import UserError
+    from ..vae import load_vae
+    from .data import prepare
+
+    if count < 1:
+        raise UserError(f"--clips is {count}; use at least 1")
+    vae = load_vae(options.vae, options.device)
+    captions = options.text_encoder and load_caption_encoder(options.text_encoder, options.device)
+    with tqdm(total=count, unit="clip", disable=None) as bar:
+        prepare(
+            options.out,
+            count,
+            lambda i: sample(i, vae.encode),
+            {**about, "vae": options.vae, "text_encoder": options.text_encoder},
+            captions,
+            _part(options.part),
+            lambda done, count: bar.update(),
+        )
+    print(f"{options.out}: {count} clips")
+    return 0
+
+
+def _recipe(options: argparse.Namespace) -> int:
+    import json
+    from dataclasses import replace
+
+    from ..config import Config
+    from .recipe import EMBEDDED, Recipe, paper_stages
+
+    paper = Recipe(
+        replace(Config(), variant="paper"), paper_stages(), ema=0.9999, dtype="bf16", recompute=True
+    )
+    print(json.dumps((EMBEDDED if options.name == "embedded" else paper).to_dict(), indent=2))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .data import Latents
+    from .recipe import read_recipe
+    from .train import train
+
+    recipe, latents = read_recipe(options.recipe), Latents(options.latents)
+    result = train(
+        recipe,
+        latents,
+        options.out,
+        options.start,
+        options.caption_encoder,
+        _how(options),
+        _preview(options),
+    )
+    print(result)
+    return 0
+
+
+def _lora(options: argparse.Namespace) -> int:
+    from .data import Latents
+    from .lora import train_lora
+    from .recipe import Stage
+
+    stage = Stage("lora", options.steps, options.batch, options.rate, _weights(options.tasks))
+    result = train_lora(
+        options.model,
+        Latents(options.latents),
+        options.out,
+        stage,
+        options.rank,
+        options.alpha,
+        tuple(options.groups.split(",")),
+        options.seed,
+        options.dtype,
+        run=_how(options),
+        preview=_preview(options),
+    )
+    print(result)
+    return 0
+
+
+def _how(options: argparse.Namespace):
+    from ..errors import UserError
+    from .train import Run
+
+    for name in ("save_every", "preview_every", "micro_batch"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; use at least 1")
+    return Run(options.save_every, options.preview_every, options.micro_batch, options.workers)
+
+
+def _preview(options: argparse.Namespace):
+    """Clips 0 to 3 of the preview folder, made again by the model under training."""
+    from ..errors import UserError
+    from ..mel import latent_to_mel
+    from ..vae import load_vae
+    from ..vocoder import GriffinLim, load_vocoder
+    from .data import Latents
+    from .train import clip_preview
+
+    if options.preview is None:
+        return None
+    if options.vae is None:
+        raise UserError("--preview needs --vae to make pictures of latents")
+    latents, vae = Latents(options.preview), load_vae(options.vae)
+    vocoder = load_vocoder(options.vocoder) if options.vocoder else GriffinLim()
+
+    def decode(video, audio):
+        frames = ((vae.decode(video)[0].permute(1, 2, 3, 0) + 1) * 127.5).round().byte()
+        return frames, vocoder(latent_to_mel(audio.cpu()))[0]
+
+    modes = tuple(options.preview_modes.split(","))
+    return clip_preview(latents, list(range(min(4, len(latents)))), decode, modes)
+
+
+def _size(text: str) -> tuple[int, int]:
+    from ..errors import UserError
+
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdecimal() and int(p) and int(p) % 16 == 0 for p in parts):
+        raise UserError(f"--size is {text!r}; write width x height in multiples of 16, such as 128x128")
+    return int(parts[0]), int(parts[1])
+
+
+def _part(text: str) -> tuple[int, int]:
+    from ..errors import UserError
+
+    parts = text.split("/")
+    if len(parts) != 2 or not all(p.isdecimal() for p in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
+        raise UserError(f"--part is {text!r}; write i/n, such as 1/2 and 2/2")
+    return int(parts[0]) - 1, int(parts[1])
+
+
+def _weights(text: str) -> dict[str, float]:
+    from ..errors import UserError
+
+    try:
+        return {name: float(weight) for name, weight in (item.split(":") for item in text.split(","))}
+    except ValueError as error:
+        raise UserError(f"--tasks is {text!r}; write task:weight, such as joint:4,dubbing:1") from error
