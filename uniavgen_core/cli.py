@@ -1,4 +1,4 @@
-"""`uniavgen`: generate, inspect, verify, convert, bench; exit code 2 and one line for a user's mistake."""
+"""`uniavgen`: generate, inspect, verify, convert, bench, train; exit code 2 and one line for a user's mistake."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 
 from .errors import UserError  # torch is imported by the commands that need it: `--help` answers at once
+from .training.command import add_parser as add_train
 
 DTYPES = ("fp32", "bf16", "fp16")
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "calculation overflowed")
@@ -110,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_weights(p)
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_bench)
+
+    add_train(commands)
     return parser
 
 
