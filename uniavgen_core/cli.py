@@ -1,4 +1,4 @@
-"""`uniavgen`: generate, inspect, verify, convert, bench, train; exit code 2 and one line for a user's mistake."""
+"""`uniavgen`: generate, inspect, verify, convert, bench, train; exit code 2 and one line for a mistake."""
 
 from __future__ import annotations
 
