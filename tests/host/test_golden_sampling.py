@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,6 +95,62 @@ def test_the_guider_reproduces_the_golden_runs_of_the_public_model(golden, name)
         assert relative_error(video[:, :, made_video], wanted[0][:, :, made_video]) < 1e-5
     if made_audio.any():
         assert relative_error(audio[:, made_audio], wanted[1][:, made_audio]) < 1e-5
+
+
+def every_task(tasks, variant: str) -> dict:
+    generator = torch.Generator().manual_seed(4)
+    image, clip, mel, voice = (
+        torch.randn(shape, generator=generator)
+        for shape in ((1, 48, 1, 4, 6), (1, 48, 4, 4, 6), (1, 61, 80), (1, 17, 80))
+    )
+    return {
+        "joint": tasks.joint(image, 4, 81),
+        "reference-voice": tasks.reference_voice(image, voice, 4, 81, variant),
+        "continuation": tasks.continuation(clip[:, :, :2], mel[:, :31], 4, 81),
+        "continuation with a voice": tasks.continuation(clip[:, :, :2], mel[:, :31], 4, 81, voice),
+        "dubbing": tasks.dubbing(clip, 81),
+        "dubbing with a voice": tasks.dubbing(clip, 81, voice),
+        "audio-driven": tasks.audio_driven(image, mel, 3),
+    }
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_every_task_samples_as_the_core_alone_does(golden, make_model, variant):
+    module = golden.module
+    core = make_model(variant, seed=2)
+    config = module("uniavgen_core.config").Config(**vars(core.config))
+    own = module("uniavgen_core.model").DualBranchDiT(config)
+    own.load_state_dict(core.state_dict())
+    model = module("nodes.host_model").build_patcher(core.state_dict(), config)
+    raw, normal = model.model.latent_format.process_out, model.model.latent_format.process_in
+    generator = torch.Generator().manual_seed(8)
+    captions = torch.randn(2, 1, 9, 64, generator=generator)
+    speeches = torch.randn(2, 1, 12, 32, generator=generator)
+    guiding, sampling = module("nodes.guiding"), module("uniavgen_core.sampling")
+    nested = importlib.import_module("comfy.nested_tensor").NestedTensor
+    texts = [module("uniavgen_core.guidance").Texts(*pair) for pair in zip(captions, speeches)]
+    for name, task in every_task(module("uniavgen_core.tasks"), variant).items():
+        wanted = sampling.sample(own, task, *texts, guiding.guidance(3.0, 2.0, 0.5, 1), steps=4, seed=9)
+        given = replace(task, reference_image=raw(task.reference_image), clean_video=raw(task.clean_video))
+        speech = module("nodes.types").EncodedSpeech(*speeches, transcript=task.reference_mel is not None)
+        mode = name.split(" with ")[0]
+        positive, negative, latent = (
+            module("nodes.tasks")
+            .conditioned(given, mode, [[captions[0], {}]], [[captions[1], {}]], speech)
+            .result
+        )
+        noise = task.noise(9)
+        run = SimpleNamespace(
+            positive=positive,
+            negative=negative,
+            latent=latent,
+            noise=nested((noise[0], noise[1].transpose(1, 2))),
+            guidance=guiding.guidance(3.0, 2.0, 0.5, 1),
+            sigmas=sampling.schedule(4) / 1000,
+        )
+        made = sampled(SimpleNamespace(module=module, model=model), run)
+        for a, b in ((normal(made[0]), wanted.video), (made[1].transpose(1, 2), wanted.audio)):
+            assert (a - b).norm() / b.norm() < 1e-4, name
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
