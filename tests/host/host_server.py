@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 PACK = Path(__file__).parents[2]
 PACK_NAME = "uniavgen"
 GIVEN = Path(__file__).parent / "given"
@@ -85,6 +83,8 @@ class HostServer:
     @property
     def memory(self) -> int:
         """Bytes of memory the server holds now (RSS)."""
+        import psutil  # comes with ComfyUI
+
         return psutil.Process(self.process.pid).memory_info().rss
 
     def get(self, path: str) -> dict:

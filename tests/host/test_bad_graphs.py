@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from graphs import changed, clip, given, node, shown
+from graphs import advanced_sampler, changed, clip, given, node, shown
 from tiny_files import WRONG_MODELS, WRONG_VOCODERS
 
 BARE = ("mat1", "size mismatch", "shape mismatch", "NoneType", "KeyError", "object has no", "index out of")
@@ -205,6 +205,55 @@ LATENTS = [
     ),
 ]
 
+LATENTS += [
+    Bad(
+        "Sampler Custom Advanced gets an image latent",
+        {"sampler.latent_image": ["wrong", 0]},
+        ("[1, 48, 1, 4, 4]", "task node"),
+        extra=advanced_sampler() | EMPTY_LATENT,
+    ),
+    Bad(
+        "Sampler Custom Advanced gets an LTX latent",
+        {"sampler.latent_image": ["wrong", 0]},
+        ("[1, 128, 2, 4, 6]", "task node"),
+        extra=advanced_sampler() | {"wrong": given("LTX latent")},
+    ),
+    Bad(
+        "the guider gets a plain caption",
+        {"guider.positive": ["caption", 0]},
+        ("positive does not come from", "task node"),
+        extra=advanced_sampler(),
+    ),
+    Bad(
+        "the guider gets another model",
+        {"guider.model": ["wrong", 0]},
+        ("model is a BaseModel", "UniAVGen Load Model"),
+        extra=advanced_sampler() | {"wrong": given("other model")},
+    ),
+    Bad(
+        "no steps in the schedule",
+        {"sigmas.steps": 0},
+        ("steps", "smaller than min of 1"),
+        extra=advanced_sampler(),
+    ),
+    Bad(
+        "negative shift in the schedule",
+        {"sigmas.shift": -5.0},
+        ("shift", "smaller than min"),
+        extra=advanced_sampler(),
+    ),
+]
+
+WIRES = [
+    link("words.speech_encoder", ["parts", 0], "speech_encoder", "MODEL", "UNIAVGEN_SPEECH_ENCODER"),
+    link("sound.vocoder", ["parts", 3], "vocoder", "VAE", "UNIAVGEN_VOCODER"),
+    link("task.video", ["picture", 0], "video", "IMAGE", "UNIAVGEN_VIDEO"),
+    link("task.speech", ["caption", 0], "speech", "CONDITIONING", "UNIAVGEN_SPEECH"),
+    link("sampler.latent", ["video", 0], "latent", "UNIAVGEN_VIDEO", "LATENT"),
+    link("mux.images", ["split", 0], "images", "LATENT", "IMAGE"),
+    link("mux.audio", ["split", 1], "audio", "LATENT", "AUDIO"),
+]
+
 TEXTS = [
     link("sampler.positive", ["caption", 0], "positive does not come from", "UniAVGen task node"),
     link("sampler.negative", ["no caption", 0], "negative does not come from", "UniAVGen task node"),
@@ -311,7 +360,7 @@ FILES = [
     ),
 ]
 
-CASES = [*FIELDS, *SOUNDS, *PICTURES, *LATENTS, *TEXTS, *MODELS, *FILES]
+CASES = [*FIELDS, *WIRES, *SOUNDS, *PICTURES, *LATENTS, *TEXTS, *MODELS, *FILES]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import av
 import pytest
-from graphs import ENCODERS, FOLLOWERS, advanced_sampler, changed, clip, node, shown
+from graphs import ENCODERS, FOLLOWERS, advanced_sampler, changed, clip, given, node, shown
 from host_server import PACK_NAME, HostServer
 from PIL import Image
 from tiny_files import SHARDS
@@ -109,11 +109,44 @@ def test_the_same_prompt_again_runs_nothing(server):
     assert answer.cached >= ENCODERS | (FOLLOWERS - {"saved"})
 
 
-def test_what_a_node_says_about_snapping_is_in_the_log(server):
+# a changed input, its value (or what the test pack gives) -> what the node says
+SAID = [
+    ("task.frames", 11, "11 frames -> 9 frames"),
+    ("video.image", "odd picture", "67x65 -> 96x64"),
+    ("video.image", "9 frames", "of 9 frames the first is the reference"),
+    ("words.text", "Hi \u2603", "cannot say \u2603"),
+    ("mux.audio", "10 ms", "sound filled up by 0.30 s"),
+    ("mux.audio", "voice", "sound cut by 0.69 s"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "words"), SAID)
+def test_what_is_made_to_fit_is_said(server, place, value, words):
+    from_pack = place in ("video.image", "mux.audio")
+    changes = {place: ["given", 0] if from_pack else value}
     before = len(server.log)
-    answer = server.run(changed(clip(), {"task.frames": 9 + 2}))
+    answer = server.run(changed(clip(), changes, {"given": given(value)} if from_pack else {}))
     assert not answer.error
-    assert "11 frames -> 9 frames" in server.log[before:]
+    assert words in server.log[before:]
+
+
+def seen_by_the_model(server, name: str) -> Image.Image:
+    """A picture of the test pack behind Video Encode."""
+    pictures = node("SaveImage", images=["video", 1], filename_prefix=name)
+    graph = changed(clip(), {"video.image": ["given", 0]}, {"given": given(name), "pictures": pictures})
+    answer = server.run(graph)
+    assert not answer.error
+    return Image.open(server.base / "output" / answer.outputs["pictures"]["images"][0]["filename"])
+
+
+def test_transparent_parts_of_a_picture_are_white_and_grey_pictures_are_taken(server):
+    colours = {
+        name: [colour for _, colour in seen_by_the_model(server, name).getcolors(64 * 64)]
+        for name in ("clear picture", "grey picture", "RGBA picture")
+    }
+    assert colours["clear picture"] == [(255, 255, 255)]
+    assert all(red == green == blue for red, green, blue in colours["grey picture"])
+    assert min(map(len, (colours["grey picture"], colours["RGBA picture"]))) > 1
 
 
 def test_running_again_and_again_does_not_grow_memory(server):

@@ -98,10 +98,12 @@ GIVEN = {
     "100 Hz": lambda: audio(torch.ones(1, 1, RATE), 100),
     "flat sound": lambda: audio(torch.ones(RATE)),
     "16 bit integers": lambda: audio(torch.ones(1, 1, RATE, dtype=torch.int16)),
-    "mono picture": lambda: pictures(1, 64, 64, 1),
     # pictures
     "picture": lambda: pictures(1, 64, 64, 3),
     "RGBA picture": lambda: pictures(1, 64, 64, 4),
+    "clear picture": lambda: pictures(1, 64, 64, 4) * torch.tensor([1.0, 1.0, 1.0, 0.0]),
+    "grey picture": lambda: pictures(1, 64, 64, 1),
+    "odd picture": lambda: pictures(1, 65, 67, 3),
     "2 channels": lambda: pictures(1, 64, 64, 2),
     "NaN picture": lambda: spoiled(pictures(1, 64, 64, 3)),
     "no picture": lambda: torch.zeros(0, 64, 64, 3),
