@@ -204,3 +204,24 @@ def test_the_schedule_node_is_the_cores_schedule(golden):
     node = golden.module("nodes.guiding").Scheduler
     sigmas = node.execute(50, 5.0).result[0]
     assert torch.equal(sigmas, golden.module("uniavgen_core.sampling").schedule(50, 5.0) / 1000)
+
+
+@pytest.mark.parametrize(("name", "still"), [("dubbing", "blocks.0"), ("audio_driven", "audio_blocks.0")])
+def test_a_known_branch_runs_once_for_each_pass_and_not_at_every_step(golden, name, still):
+    calls = []
+    block = golden.model.model.diffusion_model.get_submodule(still)
+    hook = block.register_forward_hook(lambda *_: calls.append(1))
+    sampled(golden, prepared(golden, name))
+    hook.remove()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("scales", "passes"), [((3.0, 2.0), 2), ((1.0, 1.0), 1)])
+def test_without_guidance_a_step_is_one_pass(golden, scales, passes):
+    calls = []
+    hook = golden.model.model.diffusion_model.register_forward_hook(lambda *_: calls.append(1))
+    run = prepared(golden, "joint")
+    run.guidance = golden.module("nodes.guiding").guidance(*scales, 0.5, -1)
+    sampled(golden, run)
+    hook.remove()
+    assert len(calls) == passes * (len(run.sigmas) - 1)
