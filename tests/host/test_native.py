@@ -147,6 +147,20 @@ def test_native_samplers_run_and_leave_known_frames_as_they_are(pack, sampler):
     assert output[0][:, :, 2:].std() > 0.1
 
 
+def test_a_schedule_sampled_in_two_halves_is_the_whole_one(pack):
+    """Split Sigmas and two Sampler Custom Advanced; without an interval, which counts the steps of a run."""
+    everywhere = (3.0, 2.0, 0.0, 1)
+    sigmas = pack.guiding.Scheduler.execute(6, 5.0).result[0]
+    whole = sampled(pack, pack.model, sigmas=sigmas, guidance=everywhere)
+    high, low = pack.custom.SplitSigmas.execute(sigmas, 3).result
+    positive, negative, latent = task_inputs(pack)
+    guider = pack.guiding.Guider.execute(pack.model, positive, negative, *everywhere).result[0]
+    method = pack.custom.KSamplerSelect.execute("euler").result[0]
+    for noise, part in ((pack.custom.Noise_RandomNoise(7), high), (pack.custom.Noise_EmptyNoise(), low)):
+        latent = pack.custom.SamplerCustomAdvanced.execute(noise, guider, method, part, latent).result[0]
+    assert max(differences([latent["samples"].unbind()], whole)) < EXACT
+
+
 def test_a_folder_of_shards_is_the_single_file(pack):
     shards = pack.loading.load_parts(f"{SHARDS}/")[0]
     single = pack.loading.load_parts(BF16)[0]

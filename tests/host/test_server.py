@@ -9,10 +9,10 @@ from pathlib import Path
 
 import av
 import pytest
-from graphs import ENCODERS, FOLLOWERS, advanced_sampler, changed, clip, given, node, shown
+from graphs import ENCODERS, FOLLOWERS, advanced_sampler, changed, clip, given, node, sampler, shown
 from host_server import PACK_NAME, HostServer
 from PIL import Image
-from tiny_files import SHARDS
+from tiny_files import BF16, FP32, SHARDS, VOCODER
 
 MODES = ("joint", "reference-voice", "continuation", "dubbing", "audio-driven")
 OBJECT_INFO = Path(__file__).parents[1] / "golden" / "object_info.json"
@@ -52,6 +52,14 @@ def saved_file(server: HostServer, outputs: dict) -> Path:
     return server.base / "output" / entry["subfolder"] / entry["filename"]
 
 
+def pixels(server, graph: dict, name: str) -> list[bytes]:
+    """The frames of a clip before they are compressed."""
+    answer = server.run(graph | {"kept": node("SaveImage", images=["frames", 0], filename_prefix=name)})
+    assert not answer.error
+    files = [server.base / "output" / entry["filename"] for entry in answer.outputs["kept"]["images"]]
+    return [Image.open(file).tobytes() for file in files]
+
+
 def test_the_pack_is_imported_quickly_and_whole(server):
     assert "IMPORT FAILED" not in server.log
     times = re.findall(r"([\d.]+) seconds.*custom_nodes/" + PACK_NAME, server.log)
@@ -85,14 +93,7 @@ def test_a_clip_of_each_mode_is_saved_with_sound_as_long_as_its_picture(server, 
 
 
 def test_guider_and_schedule_under_the_hosts_sampler_make_the_clip_of_the_sampler_node(server):
-    clips = []
-    for name, graph in (("one node", clip()), ("four nodes", clip() | advanced_sampler())):
-        pictures = node("SaveImage", images=["frames", 0], filename_prefix=name)
-        answer = server.run(graph | {"pictures": pictures})
-        assert not answer.error
-        files = [server.base / "output" / entry["filename"] for entry in answer.outputs["pictures"]["images"]]
-        clips.append([Image.open(file).tobytes() for file in files])
-    assert clips[0] == clips[1]
+    assert pixels(server, clip(), "one") == pixels(server, clip() | advanced_sampler(), "four")
 
 
 @pytest.mark.parametrize("slider", ["s_v", "s_a"])
@@ -128,6 +129,92 @@ def test_what_is_made_to_fit_is_said(server, place, value, words):
     answer = server.run(changed(clip(), changes, {"given": given(value)} if from_pack else {}))
     assert not answer.error
     assert words in server.log[before:]
+
+
+# a native node between ours: the changed inputs and the node
+BETWEEN = {
+    "VAE Decode (Tiled)": (
+        {"mux.images": ["native", 0]},
+        node(
+            "VAEDecodeTiled",
+            samples=["split", 0],
+            vae=["parts", 3],
+            tile_size=64,
+            overlap=32,
+            temporal_size=8,
+            temporal_overlap=4,
+        ),
+    ),
+    "Separate AV Latent": (
+        {"frames.samples": ["native", 0], "sound.audio": ["native", 1]},
+        node("LTXVSeparateAVLatent", av_latent=["sampler", 0]),
+    ),
+    "Concat AV Latent": (
+        {"second.latent": ["native", 0], "frames.samples": ["again", 0]},
+        node("LTXVConcatAVLatent", video_latent=["split", 0], audio_latent=["split", 1]),
+    ),
+    "Set Latent Noise Mask": (
+        {"sampler.latent": ["native", 0]},
+        node("SetLatentNoiseMask", samples=["task", 2], mask=["all known", 0]),
+    ),
+    "Conditioning (Set Timestep Range)": (
+        {"sampler.positive": ["native", 0]},
+        node("ConditioningSetTimestepRange", conditioning=["task", 0], start=0.0, end=0.5),
+    ),
+    "Conditioning (Combine)": (
+        {"sampler.positive": ["native", 0]},
+        node("ConditioningCombine", conditioning_1=["task", 0], conditioning_2=["task", 0]),
+    ),
+    "Conditioning Zero Out": (
+        {"sampler.negative": ["native", 0]},
+        node("ConditioningZeroOut", conditioning=["task", 1]),
+    ),
+}
+
+
+@pytest.mark.parametrize("title", BETWEEN)
+def test_native_nodes_work_between_ours(server, title):
+    changes, native = BETWEEN[title]
+    extra = {
+        "native": native,
+        "second": sampler()["sampler"],
+        "again": node("UniAVGenSplit", latent=["second", 0]),
+        "all known": node("SolidMask", value=0.0, width=64, height=64),
+    }
+    answer = server.run(changed(clip(), changes, extra))
+    assert not answer.error
+    assert saved_file(server, answer.outputs).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "weight_dtype", "vocoder"),
+    [
+        (BF16, "default", VOCODER),
+        (f"{SHARDS}/", "fp8_e4m3fn", VOCODER),
+        (f"{SHARDS}/", "fp8_e5m2", "Griffin-Lim (no file)"),
+        (FP32, "fp8_e4m3fn_fast", "Griffin-Lim (no file)"),
+    ],
+)
+def test_a_clip_is_made_from_files(server, model, weight_dtype, vocoder):
+    loaders = {
+        "file": node("UniAVGenLoadModel", model_name=model, weight_dtype=weight_dtype),
+        "voice": node("UniAVGenLoadVocoder", vocoder_name=vocoder),
+    }
+    changes = {
+        "sampler.model": ["file", 0],
+        "words.speech_encoder": ["file", 1],
+        "sound.vocoder": ["voice", 0],
+    }
+    answer = server.run(changed(clip(), changes, loaders))
+    assert not answer.error
+    assert saved_file(server, answer.outputs).stat().st_size > 0
+
+
+def test_the_clip_is_the_same_after_the_memory_was_freed(server):
+    before = pixels(server, clip(), "before")
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    server.until(lambda: not server.get("/queue")["queue_running"], 10)
+    assert pixels(server, clip(), "after") == before
 
 
 def seen_by_the_model(server, name: str) -> Image.Image:
