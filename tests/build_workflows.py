@@ -237,8 +237,8 @@ def guidance_grid(embedded: bool) -> Graph:
     name = "embedded_guidance_grid" if embedded else "guidance_grid"
     g.note(note("guidance_grid", embedded), 700)
     p = parts(g, embedded)
-    if not embedded:
-        p.short_side, p.frames, p.steps = 384, 49, 25
+    p.frames, p.steps = (17, 4) if embedded else (49, 25)
+    p.short_side = 128 if embedded else 384
     task = prepare(g, p, "joint", embedded)
     with g.group("4  Every pair of s_v and s_a", "sample"):
         grid = g.add(
