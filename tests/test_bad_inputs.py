@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import photograph, speech, talking_video, uniavgen, write_wav
+from clips import (
+    one_thread,  # noqa: F401 (a fixture)
+    photograph,
+    speech,
+    talking_video,
+    uniavgen,
+    write_wav,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -22,14 +29,6 @@ from uniavgen_core.vae import random_vae
 
 GOLDEN = Path(__file__).parent / "golden"
 TEXT = "Well, that went better than I thought."
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def half(source, target):

@@ -16,7 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import SENTENCE, photograph, speech, talking_video, uniavgen, write_wav
+from clips import (
+    SENTENCE,
+    one_thread,  # noqa: F401 (a fixture)
+    photograph,
+    speech,
+    talking_video,
+    uniavgen,
+    write_wav,
+)
 from safetensors.torch import load_file, save_file
 
 from uniavgen_core import embedded, media, mel, pipeline, tasks
@@ -30,15 +38,6 @@ FRAMES, SIDE = 17, 64
 MELS = tasks.mel_frames(FRAMES)
 AAC_FRAME = 1024 / 24000
 TEXT = "Well, that went better than I thought."
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models are faster so, and other tests may run beside these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
