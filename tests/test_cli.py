@@ -314,6 +314,17 @@ def test_half_precision_files_work_and_inspect_says_what_they_are(tmp_path, capf
         assert words in printed
 
 
+def test_every_part_goes_to_the_device_asked_for():
+    parts = pipeline.Weights(device="meta")
+    modules = (
+        parts.load_model(),
+        parts.load_vae().model,
+        parts.load_caption_encoder().model,
+        parts.load_vocoder(),
+    )
+    assert all(p.is_meta for module in modules for p in module.parameters())
+
+
 # golden files
 
 
@@ -369,6 +380,17 @@ def test_help_answers_without_torch(tmp_path):
     assert (found.returncode, found.stderr) == (0, "")
     for command in ("generate", "inspect", "verify", "convert", "bench"):
         assert command in found.stdout
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly():
+    script = "import sys; from uniavgen_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", script, "verify", str(GOLDEN / "mel_case.safetensors")]
+    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=root)
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (2, "")
 
 
 def read_until(terminal, pattern):

@@ -26,13 +26,18 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         message = str(error)
     except KeyboardInterrupt:
         message = "cancelled; nothing was written, run the same command again to start over"
     except MemoryError:
         message = "out of memory; use fewer --frames or a smaller --short-side"
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
     except OSError as error:
         message = f"{error.filename or 'a file'}: {error.strerror or error}; check the path and the disk"
     except RuntimeError as error:

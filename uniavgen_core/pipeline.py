@@ -81,20 +81,23 @@ class Weights:
         return read_checkpoint(self.model).config()
 
     def load_model(self) -> DualBranchDiT:
-        return load_model(self.model, self.device, self.dtype) if self.model else embedded.random_model()
+        if self.model:
+            return load_model(self.model, self.device, self.dtype)
+        return embedded.random_model().to(self.device)
 
     def load_vae(self) -> WanVAE:
-        return load_vae(self.vae, self.device) if self.vae else random_vae()
+        return load_vae(self.vae, self.device) if self.vae else WanVAE(random_vae().model.to(self.device))
 
     def load_caption_encoder(self) -> CaptionEncoder:
         if self.text_encoder:
             return load_caption_encoder(self.text_encoder, self.device, self.dtype or torch.bfloat16)
-        return random_caption_encoder()
+        encoder = random_caption_encoder()
+        return CaptionEncoder(encoder.model.to(self.device), encoder.tokenizer)
 
     def load_vocoder(self) -> Vocoder | GriffinLim:
         if self.vocoder:
             return load_vocoder(self.vocoder, self.device)
-        return random_vocoder() if self.embedded else GriffinLim()
+        return random_vocoder().to(self.device) if self.embedded else GriffinLim()
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ class Inputs:
 
 @dataclass
 class Result:
-    """What was made; `seconds` and `peak_bytes` (CUDA only) by stage."""
+    """What was made; `seconds` by stage."""
 
     out: str
     mode: str
