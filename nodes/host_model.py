@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..uniavgen_core.config import Config
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.model import Cache, DualBranchDiT
+from ..uniavgen_core.model import Cache, DualBranchDiT, uncompiled
 
 TASK_NODES = "a UniAVGen task node (Joint, Reference Voice, Continuation, Dubbing, Audio-Driven)"
 # estimated: 2.6 GB for one pass over 81 frames of 1280x736 in bf16, see BaseModel.memory_required
@@ -63,6 +63,7 @@ class HostDiT(DualBranchDiT):
     def dtype(self) -> torch.dtype:
         return self._dtype
 
+    @uncompiled
     def forward(self, x, timestep, context=None, control=None, transformer_options={}, **conds):  # noqa: B006
         """`x`: video `[B, 48, T, h, w]` and audio `[B, 80, L]`; returns both velocities in those shapes."""
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(
@@ -73,6 +74,7 @@ class HostDiT(DualBranchDiT):
             ),
         ).execute(x, timestep, context, transformer_options, **conds)
 
+    @uncompiled
     def _velocity(
         self,
         x: list[Tensor],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,9 @@ from .interaction.a2v import A2V, zero_output
 from .interaction.alignment import align
 from .interaction.v2a import V2A, MelGroups, group_mels
 from .layers import Attention, Block, Head, KeyValue, TimeEmbedding, linear_float32, sdpa, sinusoid
+
+# Under torch.compile the bookkeeping runs as it is and single blocks are compiled, one graph for all layers.
+uncompiled = partial(torch.compiler.disable, recursive=False)
 
 
 class Velocity(NamedTuple):
@@ -38,6 +42,7 @@ class Cache(dict):
     texts, references, known frames and shapes stay what they were. Drop it to free its memory.
     """
 
+    @uncompiled
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         if key not in self:
             self[key] = compute()
@@ -52,7 +57,7 @@ class _Branch:
     blocks: nn.ModuleList
     time: TimeEmbedding
     rotary: rope.Rotary
-    text: Callable[[int], KeyValue]
+    text: list[KeyValue]  # keys and values of every layer's cross-attention
     attention: Attention
     record: Cache | None  # of a branch that does not change between steps, else None
     text_rotary: rope.Rotary | None = None
@@ -63,15 +68,17 @@ class _Branch:
     def replayed(self) -> bool:
         return self.record is not None and "velocity" in self.record
 
+    @uncompiled
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         return compute() if self.record is None else self.record.once(key, compute)
 
+    @uncompiled
     def run(self, layer: int) -> None:
         if not self.replayed:
             self.tokens = self.blocks[layer](
                 self.tokens,
                 self.time,
-                self.text(layer),
+                self.text[layer],
                 self.attention,
                 self.rotary,
                 self.text_rotary,
@@ -94,6 +101,7 @@ class _Exchange(NamedTuple):
     window_rotary: rope.Rotary
 
 
+@uncompiled
 def _exchange(
     config: Config, known_video: Tensor, known_audio: Tensor, video: Tensor, a2v: bool, v2a: bool
 ) -> _Exchange:
@@ -168,7 +176,7 @@ class DualBranchDiT(nn.Module):
         self.v2a_blocks = nn.ModuleList(V2A(c, ops, **factory) for _ in c.interaction_layers)
         self.head = Head(d, outputs, c.eps, ops, **factory)
         self.head_audio = Head(a, c.audio_channels, c.eps, ops, **factory)
-        if c.variant == "paper" and self.audio_padding.device.type != "meta":
+        if c.variant == "paper" and ops is nn and self.audio_padding.device.type != "meta":
             for layer in (*self.a2v_blocks, *self.v2a_blocks):
                 zero_output(layer)
 
@@ -177,6 +185,7 @@ class DualBranchDiT(nn.Module):
         """Of the stored weights; latents and texts are handed to `forward` in the dtype to compute in."""
         return self.patch_embedding.weight.dtype
 
+    @uncompiled
     def forward(
         self,
         video: Tensor,
@@ -254,6 +263,7 @@ class DualBranchDiT(nn.Module):
             face_masks,
         )
 
+    @uncompiled
     def _video_branch(
         self,
         video: Tensor,
@@ -271,10 +281,11 @@ class DualBranchDiT(nn.Module):
         if rows or columns:
             x = F.pad(x, (0, columns, 0, rows, 0, 0), mode="replicate")
         x = self.patch_embedding(x)  # [B, D, T + 1, H / 2, W / 2]
-        caption_tokens = cache.once(
-            "caption",
-            lambda: self.text_embedding_video(F.pad(caption, (0, 0, 0, c.caption_length - caption.shape[1]))),
-        )
+
+        def caption_memory() -> list[KeyValue]:
+            tokens = self.text_embedding_video(F.pad(caption, (0, 0, 0, c.caption_length - caption.shape[1])))
+            return [block.cross_attn.look_at(tokens) for block in self.blocks]
+
         return _Branch(
             tokens=x.flatten(2).transpose(1, 2).float(),
             blocks=self.blocks,
@@ -282,13 +293,12 @@ class DualBranchDiT(nn.Module):
                 self.time_embedding, self.time_projection, c.freq_dim, time, F.pad(known, (1, 0), value=True)
             ),
             rotary=cache.once("video rotary", lambda: rope.grid(*x.shape[2:], c.head_dim).to(x.device)),
-            text=lambda i: cache.once(
-                ("caption", i), lambda: self.blocks[i].cross_attn.look_at(caption_tokens)
-            ),
+            text=cache.once("caption", caption_memory),
             attention=attention,
             record=_record(cache, "video", known, skip_layers),
         )
 
+    @uncompiled
     def _audio_branch(
         self,
         audio: Tensor,
@@ -325,11 +335,12 @@ class DualBranchDiT(nn.Module):
         if speech_lengths is not None:
             text_mask = torch.arange(speech.shape[1], device=x.device) < speech_lengths.to(x.device)[:, None]
             text_mask = text_mask[:, None, None]
-        speech_rotary = cache.once(
-            "speech rotary",
-            lambda: rope.sequence(torch.arange(speech.shape[1]), c.head_dim).to(x.device),
-        )
-        speech_tokens = cache.once("speech", lambda: self.text_proj(speech))
+
+        def speech_memory() -> list[KeyValue]:
+            tokens = self.text_proj(speech)
+            places = rope.sequence(torch.arange(speech.shape[1]), c.head_dim).to(x.device)
+            return [block.cross_attn.look_at(tokens, places) for block in self.audio_blocks]
+
         rotary = cache.once("audio rotary", lambda: rope.sequence(positions, c.head_dim).to(x.device))
         return _Branch(
             tokens=tokens,
@@ -337,16 +348,14 @@ class DualBranchDiT(nn.Module):
             time=_embed_time(self.time_embedding_audio, self.time_projection_audio, c.freq_dim, time, clean),
             rotary=rotary,
             text_rotary=rotary,
-            text=lambda i: cache.once(
-                ("speech", i),
-                lambda: self.audio_blocks[i].cross_attn.look_at(speech_tokens, speech_rotary),
-            ),
+            text=cache.once("speech", speech_memory),
             attention=attention,
             record=_record(cache, "audio", known, skip_layers),
             mask=mask,
             text_mask=text_mask,
         )
 
+    @uncompiled
     def _interact(
         self, block: int, v: _Branch, a: _Branch, x: _Exchange, attention: Attention, dtype: torch.dtype
     ) -> Tensor | None:

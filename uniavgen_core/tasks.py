@@ -74,13 +74,15 @@ class Task:
         )
 
     def noise(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Standard normal video and audio latents, float32, the same on every device."""
+        """Standard normal video and audio latents, float32, the same on every device.
+
+        Audio is drawn as `[B, bands, L]`, the layout of ComfyUI's latents: a seed gives the same clip there.
+        """
         generator = torch.Generator().manual_seed(seed)
-        video, audio = (
-            torch.randn(x.shape, generator=generator).to(x.device)
-            for x in (self.clean_video, self.clean_audio)
-        )
-        return video, audio
+        batch, mels, bands = self.clean_audio.shape
+        video = torch.randn(self.clean_video.shape, generator=generator)
+        audio = torch.randn(batch, bands, mels, generator=generator).transpose(1, 2)
+        return video.to(self.clean_video.device), audio.to(self.clean_audio.device)
 
 
 def joint(reference_image: Tensor, frames: int, mels: int, bands: int = 80) -> Task:
