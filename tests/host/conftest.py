@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import os
 import sys
-import wave
 from pathlib import Path
 
 import pytest
@@ -45,11 +44,6 @@ def server(comfy_path, models_folder, tmp_path_factory):
     (base / "models").symlink_to(models_folder, target_is_directory=True)
     (base / "input").mkdir()
     Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(base / "input" / "picture.png")
-    with wave.open(str(base / "input" / "voice.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16000)
-        file.writeframes(bytes(2 * 16000))
     with HostServer(comfy_path, base) as running:
         yield running
 

@@ -19,7 +19,7 @@ LORA_NAMES = {
     "lora_unet": ("lora_unet_{flat}", "lora_down.weight", "lora_up.weight"),
 }
 EXACT = 1e-5  # relative: another order of float32 additions
-FP8_BOUND = 0.1  # relative: three bits of mantissa in the weights, after four layers
+FP8_BOUND = 0.05  # relative: three bits of mantissa in the weights, after four layers
 
 
 @pytest.fixture(scope="module")

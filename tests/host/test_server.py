@@ -131,6 +131,23 @@ def test_what_is_made_to_fit_is_said(server, place, value, words):
     assert words in server.log[before:]
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "mode"),
+    [
+        ("sampler.latent", "latent without noise mask", "joint"),
+        ("sampler.latent", "mask of one stream", "joint"),
+        ("sampler.latent", "picture mask", "joint"),
+        ("mel.audio", "voice 44.1 kHz stereo", "audio-driven"),
+        ("mel.audio", "voice 44.1 kHz stereo", "reference-voice"),
+        ("mux.audio", "voice 44.1 kHz stereo", "joint"),
+    ],
+)
+def test_unusual_but_right_inputs_just_work(server, place, name, mode):
+    answer = server.run(changed(clip(mode), {place: ["given", 0]}, {"given": given(name)}))
+    assert not answer.error
+    assert saved_file(server, answer.outputs).stat().st_size > 0
+
+
 # a native node between ours: the changed inputs and the node
 BETWEEN = {
     "VAE Decode (Tiled)": (
