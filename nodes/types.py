@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from comfy_api.latest import io
 from server import PromptServer
 from torch import Tensor
 
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.mel import SAMPLE_RATE, SILENCE, log_mel, mel_to_latent, peak_normalise
+from ..uniavgen_core.mel import (
+    MIN_VOICE_SECONDS,
+    SAMPLE_RATE,
+    SILENCE,
+    peak_normalise,
+    reference_voice,
+    sound_latent,
+)
 
 CATEGORY = "UniAVGen"
-TAIL_SECONDS, MIN_VOICE_SECONDS = 0.3, 0.5
 
 VideoSocket = io.Custom("UNIAVGEN_VIDEO")
 MelSocket = io.Custom("UNIAVGEN_MEL")
@@ -42,12 +47,12 @@ class EncodedSound:
 
     def latent(self) -> Tensor:
         """Known sound as it is, `[1, L, 80]`."""
-        return mel_to_latent(log_mel(self.waveform[None]))
+        return sound_latent(self.waveform[None])
 
     def driving(self) -> Tensor:
         """Sound that drives a face: peak-normalised, `[1, L, 80]`."""
         self._check_audible("mel")
-        return mel_to_latent(log_mel(peak_normalise(self.waveform)[None]))
+        return sound_latent(peak_normalise(self.waveform)[None])
 
     def voice(self) -> Tensor:
         """A reference voice: peak-normalised, with 0.3 s of silence behind it, `[1, L, 80]`."""
@@ -58,8 +63,7 @@ class EncodedSound:
                 f"reference_voice lasts {seconds:.2f} s, expected at least {MIN_VOICE_SECONDS} s; use a "
                 "clip of 3 to 10 s"
             )
-        tail = round(TAIL_SECONDS * SAMPLE_RATE)
-        return mel_to_latent(log_mel(F.pad(peak_normalise(self.waveform), (0, tail))[None]))
+        return sound_latent(reference_voice(self.waveform)[None])
 
     def _check_audible(self, name: str) -> None:
         peak = float(self.waveform.abs().max())

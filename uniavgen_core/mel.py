@@ -28,6 +28,8 @@ MIN_SAMPLES = PADDING + 1
 LATENT_MEAN = -5.1753
 LATENT_STD = 2.1544
 PEAK = 0.999146
+REFERENCE_SILENCE = 0.3  # seconds
+MIN_VOICE_SECONDS = 0.5
 SILENCE = 1e-4
 MIN_RATE, MAX_RATE = 1000, 1_000_000
 
@@ -135,6 +137,16 @@ def peak_normalise(waveform: Tensor) -> Tensor:
     """[..., n] with each clip's peak at 0.999146 (SPEC section 6); a silent clip stays as it is."""
     peak = waveform.abs().amax(-1, keepdim=True)
     return waveform / torch.where(peak > 0, peak, 1.0) * PEAK
+
+
+def sound_latent(waveform: Tensor) -> Tensor:
+    """`[..., n]` at 24 kHz -> normalised latent `[..., L, 80]`, L = n // 240."""
+    return mel_to_latent(log_mel(waveform))
+
+
+def reference_voice(waveform: Tensor) -> Tensor:
+    """A reference voice as the model knows it: peak-normalised, 0.3 s of silence behind (SPEC section 6)."""
+    return F.pad(peak_normalise(waveform), (0, round(REFERENCE_SILENCE * SAMPLE_RATE)))
 
 
 def _check_samples(waveform: Tensor) -> None:

@@ -25,11 +25,9 @@ from .sampling import Sample, sample, schedule
 from .vae import WanVAE, load_vae, random_vae
 from .vocoder import GriffinLim, Vocoder, load_vocoder, random_vocoder
 
-REFERENCE_SILENCE = 0.3  # seconds of silence after a reference voice (SPEC section 6)
 RELEASED_FRAMES, TINY_FRAMES = 81, 33
 RELEASED_SHORT_SIDE, TINY_SHORT_SIDE = 736, 128
 MIN_FRAMES = 5
-MIN_VOICE = 0.5  # seconds
 
 NEEDS = {
     "joint": {"image"},
@@ -254,12 +252,12 @@ def read_inputs(request: Request, frames: int, short_side: int) -> Inputs:
     voice = None
     if request.voice:
         voice = mel.prepare_audio(*media.read_audio(request.voice), require_sound=True)
-        if len(voice) < MIN_VOICE * mel.SAMPLE_RATE:
+        if len(voice) < mel.MIN_VOICE_SECONDS * mel.SAMPLE_RATE:
             raise UserError(
                 f"{request.voice}: the voice lasts {len(voice) / mel.SAMPLE_RATE:.3f} s; give a clip of at "
-                f"least {MIN_VOICE} s, 3 to 10 s are best"
+                f"least {mel.MIN_VOICE_SECONDS} s, 3 to 10 s are best"
             )
-        voice = F.pad(mel.peak_normalise(voice), (0, round(REFERENCE_SILENCE * mel.SAMPLE_RATE)))
+        voice = mel.reference_voice(voice)
     picture = media.fit_image(picture, width, height)
     return Inputs((width, height), frames, symbols, null_symbols, picture, sound, voice, notes)
 
@@ -377,7 +375,7 @@ def _task(mode: str, inputs: Inputs, video: Tensor, variant: str, device: torch.
     frames, mels = tasks.latent_frames(inputs.frames), inputs.mels
 
     def latent(waveform: Tensor) -> Tensor:
-        return mel.mel_to_latent(mel.log_mel(waveform))[None].to(device)  # [1, L, 80]
+        return mel.sound_latent(waveform)[None].to(device)  # [1, L, 80]
 
     voice = None if inputs.voice is None else latent(inputs.voice)
     if mode == "joint":

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .. import tasks
 from ..errors import UserError
-from ..mel import HOP, SAMPLE_RATE, log_mel, mel_to_latent, peak_normalise
+from ..mel import HOP, peak_normalise, reference_voice, sound_latent
 from ..speech import FILLER, null_symbol_ids, symbol_ids
 from ..vae import SPATIAL, TEMPORAL
 from .losses import AUDIO_ALONE, Batch, draw_time
@@ -34,7 +34,6 @@ from .theatre import Theatre
 
 PER_SHARD = 64
 MANIFEST = "latents.json"
-REFERENCE_SILENCE = 0.3  # seconds after a reference voice (SPEC section 6)
 
 EncodeVideo = Callable[[Tensor], Tensor]
 """`[1, 3, F, H, W]` in -1..1 -> latent `[1, C, T, H/16, W/16]`, as `WanVAE.encode`."""
@@ -80,8 +79,8 @@ def encode_clip(
     waveform = F.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
     return {
         "video": encode(picture)[0].cpu(),
-        "audio": mel_to_latent(log_mel(waveform)),
-        "audio_peak": mel_to_latent(log_mel(peak_normalise(waveform))),
+        "audio": sound_latent(waveform),
+        "audio_peak": sound_latent(peak_normalise(waveform)),
         "mask": cell_mask(face_mask),
     }
 
@@ -94,8 +93,7 @@ def cell_mask(face_mask: Tensor) -> Tensor:
 
 def encode_voice(waveform: Tensor) -> Tensor:
     """A reference voice `[n]` at 24 kHz -> `[Lr, 80]`: peak at 0.999146, 0.3 s of silence appended."""
-    silence = round(REFERENCE_SILENCE * SAMPLE_RATE)
-    return mel_to_latent(log_mel(F.pad(peak_normalise(waveform), (0, silence))))
+    return sound_latent(reference_voice(waveform))
 
 
 def theatre_sample(theatre: Theatre, index: int, encode: EncodeVideo) -> Sample:
