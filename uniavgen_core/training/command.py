@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -16,13 +18,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--split", default="train", help="train or held-out")
     p.add_argument("--seed", type=int, default=0)
     _add_preparation(p, frames=33, size="128x128")
-    p.set_defaults(run=_theatre)
+    p.set_defaults(run=_resumable(_theatre))
 
     p = actions.add_parser("videos", help="prepare clips from mp4 files")
     p.add_argument("list", help="jsonl: file, caption, transcript, language; optional faces, speaker")
     p.add_argument("--out", required=True, help="folder for the latents")
     _add_preparation(p, frames=81, size="1280x736")
-    p.set_defaults(run=_videos)
+    p.set_defaults(run=_resumable(_videos))
 
     p = actions.add_parser("recipe", help="print a recipe to start from")
     p.add_argument("name", choices=("embedded", "paper"))
@@ -35,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--start", help="weights to begin with instead of new ones")
     p.add_argument("--caption-encoder", help="folder of a umT5 that is trained with the model")
     _add_run(p)
-    p.set_defaults(run=_run)
+    p.set_defaults(run=_resumable(_run))
 
     p = actions.add_parser("lora", help="fine-tune weights; writes lora.safetensors for ComfyUI's loaders")
     p.add_argument("--model", required=True, help="folder of shards or one safetensors file")
@@ -51,7 +53,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16")
     _add_run(p)
-    p.set_defaults(run=_lora)
+    p.set_defaults(run=_resumable(_lora))
+
+
+def _resumable(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    def run(options: argparse.Namespace) -> int:
+        try:
+            return action(options)
+        except KeyboardInterrupt:
+            print("uniavgen: stopped; run the same command again to go on", file=sys.stderr)
+            return 2
+
+    return run
 
 
 def _add_preparation(p: argparse.ArgumentParser, frames: int, size: str) -> None:

@@ -300,6 +300,7 @@ def _claim(accelerator, out: Path, recipe: Recipe) -> None:
     text = json.dumps(recipe.to_dict(), indent=2)
     if file.exists() and json.loads(file.read_text()) != json.loads(text):
         raise UserError(f"{out} holds a run of another recipe; choose another folder")
+    accelerator.wait_for_everyone()  # none may read what the first is writing
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
