@@ -16,9 +16,9 @@ the download links
 EMBEDDED_START = """\
 # UniAVGen: {title} (embedded model)
 
-Press Run: no download, no graphics card, done in seconds. **The embedded parts have random weights** until \
-a trained model ships with the pack: the picture is noise and the sound a hum. This graph is for trying the \
-wiring; for real clips open the workflow of the same name without *embedded*.
+Press Run: no download, no graphics card; a clip takes seconds to a minute on a CPU. **The embedded parts \
+have random weights** until a trained model ships with the pack: picture and sound are noise. This graph is \
+for trying the wiring; for real clips open the workflow of the same name without *embedded*.
 
 """
 
