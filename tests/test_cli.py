@@ -366,7 +366,7 @@ def test_verify_says_which_value_differs(tmp_path, capfd):
 # the process
 
 
-def test_help_answers_without_torch(tmp_path):
+def test_help_answers_without_torch():
     script = (
         "import sys, runpy\n"
         "sys.argv = ['uniavgen', '--help']\n"
