@@ -18,7 +18,7 @@ MODES = ("joint", "reference-voice", "continuation", "dubbing", "audio-driven")
 OBJECT_INFO = Path(__file__).parents[1] / "golden" / "object_info.json"
 IMPORT_SECONDS = 2.0
 AAC_FRAME = 1024
-MEMORY_GROWTH = 30e6
+MEMORY_GROWTH = 10e6
 
 
 def nodes_of_the_pack(server: HostServer) -> dict:
