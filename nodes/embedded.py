@@ -118,7 +118,7 @@ class EmbeddedModel(io.ComfyNode):
             f"seconds. It has {NOTICE}. For real clips use UniAVGen Load Model.",
             inputs=[
                 io.Int.Input(
-                    "seed",
+                    "variation",  # any number named seed gets a control that changes it after every run
                     default=0,
                     min=0,
                     max=0xFFFFFFFF,
@@ -138,14 +138,15 @@ class EmbeddedModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, seed: int) -> io.NodeOutput:
+    def execute(cls, variation: int) -> io.NodeOutput:
         tell(cls, NOTICE)
-        state_dict = random_model(seed).state_dict()
+        state_dict = random_model(variation).state_dict()
         speech = {k.removeprefix(SPEECH_PART): x for k, x in state_dict.items() if k.startswith(SPEECH_PART)}
         encoder = LoadedSpeechEncoder(speech, TINY)
-        model = embedded_model(seed)
-        clip = ByteCaptions(TINY.caption_dim, seed)
-        return io.NodeOutput(model, encoder, clip, TinyVAE(seed), LoadedVocoder(random_vocoder(seed)))
+        model = embedded_model(variation)
+        clip = ByteCaptions(TINY.caption_dim, variation)
+        vocoder = LoadedVocoder(random_vocoder(variation))
+        return io.NodeOutput(model, encoder, clip, TinyVAE(variation), vocoder)
 
 
 def embedded_model(seed: int, disable_dynamic: bool = False):

@@ -48,7 +48,12 @@ class FaceMask(io.ComfyNode):
                     tooltip="How noisy the latent is made before the model looks, as in the middle of a run.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Of the noise.", advanced=True
+                    "variation",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    tooltip="The seed of the noise.",
+                    advanced=True,
                 ),
                 io.Image.Input(
                     "images", optional=True, tooltip="The decoded frames, to draw the mask on; else on black."
@@ -70,13 +75,13 @@ class FaceMask(io.ComfyNode):
         latent: dict,
         block: int,
         noise: float,
-        seed: int,
+        variation: int,
         images: Tensor | None = None,
     ) -> io.NodeOutput:
         masks = FaceMasks()
         guider = MACFGGuider(model, Guidance.none(), masks)
         guider.set_conds(positive, negative)
-        sample(guider, latent, torch.tensor([noise, 0.0]), seed)
+        sample(guider, latent, torch.tensor([noise, 0.0]), variation)
         if block not in (-1, *masks):
             raise UserError(
                 f"block is {block}, this model has interaction blocks 0 to {max(masks)}; use one of these"

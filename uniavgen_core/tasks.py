@@ -43,8 +43,11 @@ def mel_frames(frames: int) -> int:
 
 
 def frames_for_mels(mels: int) -> int:
-    """The largest `4n + 1` video frames whose sound is no longer than `mels` mel frames."""
-    return snap_frames(mels * FPS / MELS_PER_SECOND + 1e-9)
+    """The largest `4n + 1` video frames whose sound is no longer than `mels` mel frames, at least 1."""
+    frames = snap_frames(mels * FPS / MELS_PER_SECOND + 4)
+    while frames > 1 and mel_frames(frames) > mels:
+        frames -= 4
+    return frames
 
 
 @dataclass(frozen=True)

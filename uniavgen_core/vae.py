@@ -177,7 +177,7 @@ def _autoencoder(config: dict):
         from diffusers import AutoencoderKLWan
     except ImportError as error:
         raise UserError(
-            'the VAE needs diffusers, which is not installed: pip install "comfyui-uniavgen[standalone]"'
+            'the VAE needs diffusers, which is not installed: pip install "uniavgen[standalone]"'
         ) from error
     return AutoencoderKLWan.from_config(config)
 

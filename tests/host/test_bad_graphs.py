@@ -41,7 +41,7 @@ LOADED = {"loaded": node("UniAVGenLoadModel", model_name="", weight_dtype="defau
 VOCODER = {"vocoder": node("UniAVGenLoadVocoder", vocoder_name="")}
 EMPTY_LATENT = {"wrong": node("EmptyLatentImage", width=64, height=64, batch_size=1)}
 PIXEL_VAE = {"wrong": node("VAELoader", vae_name="pixel_space")}
-LATER_PARTS = {"later": node("UniAVGenEmbeddedModel", seed=1)}
+LATER_PARTS = {"later": node("UniAVGenEmbeddedModel", variation=1)}
 FACE = {
     "face": node(
         "UniAVGenFaceMask",
@@ -51,7 +51,7 @@ FACE = {
         latent=["sampler", 0],
         block=-1,
         noise=0.5,
-        seed=0,
+        variation=0,
     ),
     **shown(["face", 0]),
 }

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_files import BF16, FP32, SHARDS, VOCODER
 
 MODES = ("joint", "reference-voice", "continuation", "dubbing", "audio-driven")
-OBJECT_INFO = Path(__file__).parents[1] / "golden" / "object_info.json"
+OBJECT_INFO = Path(__file__).parents[1] / "object_info.json"
 IMPORT_SECONDS = 2.0
 AAC_FRAME = 1024
 MEMORY_GROWTH = 10e6
