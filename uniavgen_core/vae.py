@@ -176,9 +176,7 @@ def _autoencoder(config: dict):
     try:
         from diffusers import AutoencoderKLWan
     except ImportError as error:
-        raise UserError(
-            'the VAE needs diffusers, which is not installed: pip install "uniavgen[standalone]"'
-        ) from error
+        raise UserError("the VAE needs diffusers, which is not installed: pip install diffusers") from error
     return AutoencoderKLWan.from_config(config)
 
 

@@ -112,7 +112,7 @@ def make_accelerator():
         from accelerate.utils import DistributedDataParallelKwargs
     except ImportError as error:
         raise UserError(
-            'training needs accelerate, which is not installed: pip install "comfyui-uniavgen[train]"'
+            "training needs accelerate, which is not installed: pip install accelerate"
         ) from error
     # A step trains only what its task uses: in dubbing, for example, the video head has no gradient.
     return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
