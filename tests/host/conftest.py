@@ -14,7 +14,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
+    sys.path.append(str(HERE))  # behind tests/, which has a conftest too
 
 from host_server import HostServer  # noqa: E402
 from tiny_files import write_models  # noqa: E402
