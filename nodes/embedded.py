@@ -5,66 +5,65 @@ from __future__ import annotations
 import math
 
 import comfy.latent_formats
+import comfy.ldm.wan.vae2_2
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import torch
-from comfy.ldm.wan.vae2_2 import WanVAE
 from comfy_api.latest import io
 from torch import nn
 
+from ..uniavgen_core.caption import CaptionEncoder, random_caption_encoder
 from ..uniavgen_core.config import TINY
-from ..uniavgen_core.convnext import FILLER, SpeechEncoder
 from ..uniavgen_core.embedded import random_model
+from ..uniavgen_core.vae import LATENT_CHANNELS, WanVAE, diffusers_name, random_vae
 from ..uniavgen_core.vocoder import random_vocoder
 from .host_model import build_patcher
 from .loading import SPEECH_PART, LoadedSpeechEncoder, LoadedVocoder
 from .types import CATEGORY, SpeechEncoderSocket, VocoderSocket, tell
 
-VAE_WIDTH = 8
 NOTICE = "random weights: shows that every node works, the picture is noise and the sound a hum"
 
 
-class ByteCaptions:
-    """A small seeded CLIP: every byte of the caption becomes one state `[1, N, dim]`."""
+class HostCLIP:
+    """A caption encoder of the core where the host takes a CLIP: captions become states `[1, N, dim]`."""
 
-    def __init__(self, dim: int, seed: int):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            module = SpeechEncoder(256, dim, 2).eval().requires_grad_(False)
+    def __init__(self, encoder: CaptionEncoder):
+        self.encoder = encoder
         self.patcher = comfy.model_patcher.ModelPatcher(
-            module,
+            nn.ModuleList([encoder.model]),  # the host sets a device on it, which transformers forbids
             load_device=comfy.model_management.text_encoder_device(),
             offload_device=comfy.model_management.text_encoder_offload_device(),
         )
 
-    def tokenize(self, text: str) -> list[int]:
-        return list(text.encode("utf-8")) or [FILLER]
+    def tokenize(self, text: str) -> str:
+        return text
 
-    def encode_from_tokens_scheduled(self, tokens: list[int]) -> list:
+    def encode_from_tokens_scheduled(self, text: str) -> list:
         comfy.model_management.load_models_gpu([self.patcher])
-        states = self.patcher.model(torch.tensor([tokens], device=self.patcher.load_device))
+        states = self.encoder([text])
         return [[states.to(comfy.model_management.intermediate_device()), {"pooled_output": None}]]
 
 
-class TinyVAE(comfy.sd.VAE):
-    """The Wan2.2 VAE's architecture, narrow and with seeded random weights.
+class HostVAE(comfy.sd.VAE):
+    """A VAE of the core, of any width, as a VAE of the host.
 
-    The host's VAE takes its sizes from the file and knows only the full width, so that its attributes are
+    The host's own takes its sizes from the file and knows only the full width, so that its attributes are
     set here; encoding, decoding and tiling are its own.
     """
 
-    def __init__(self, seed: int):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            self.first_stage_model = _random_wan_vae()
-        self.latent_channels, self.latent_dim, self.output_channels = 48, 3, 3
+    def __init__(self, vae: WanVAE):
+        config = vae.model.config
+        self.first_stage_model = _host_wan_vae(vae)
+        self.latent_channels, self.latent_dim, self.output_channels = LATENT_CHANNELS, 3, 3
         self.upscale_ratio = (lambda t: max(0, t * 4 - 3), 16, 16)
         self.upscale_index_formula = (4, 16, 16)
         self.downscale_ratio = (lambda t: max(0, math.floor((t + 3) / 4)), 16, 16)
         self.downscale_index_formula = (4, 16, 16)
-        self.memory_used_encode = lambda shape, dtype: 200 * shape[3] * shape[4] * dtype.itemsize
-        self.memory_used_decode = lambda shape, dtype: 400 * shape[3] * shape[4] * 256 * dtype.itemsize
+        # what the host estimates for the full width
+        encode, decode = 3300 * config.base_dim / 160, 8000 * 256 * config.decoder_base_dim / 256
+        self.memory_used_encode = lambda shape, dtype: encode * shape[3] * shape[4] * dtype.itemsize
+        self.memory_used_decode = lambda shape, dtype: decode * shape[3] * shape[4] * dtype.itemsize
         self.process_input = lambda image: image * 2 - 1
         self.process_output = lambda image: image.add_(1).div_(2).clamp_(0, 1)
         self.pad_channel_value = self.extra_1d_channel = self.format_encoded = None
@@ -82,29 +81,32 @@ class TinyVAE(comfy.sd.VAE):
         self.size = comfy.model_management.module_size(self.first_stage_model)
 
 
-def _random_wan_vae() -> nn.Module:
-    """Latents of pictures have about the deviation that the Wan2.2 latent format expects."""
-    vae = WanVAE(
-        dim=VAE_WIDTH,
-        dec_dim=VAE_WIDTH,
-        z_dim=48,
-        dim_mult=[1, 2, 4, 4],
-        num_res_blocks=2,
+def _host_wan_vae(vae: WanVAE) -> nn.Module:
+    """The host's module with these weights. Its raw latents are those that the host's latent format
+    normalises to the latents of `vae`: one affine map of the channels, folded into the 1x1x1 convolutions.
+    """
+    config = vae.model.config
+    host = comfy.ldm.wan.vae2_2.WanVAE(
+        dim=config.base_dim,
+        dec_dim=config.decoder_base_dim,
+        z_dim=LATENT_CHANNELS,
+        dim_mult=config.dim_mult,
+        num_res_blocks=config.num_res_blocks,
         attn_scales=[],
-        temperal_downsample=[False, True, True],
+        temperal_downsample=config.temperal_downsample,
     )
-    for name, p in vae.named_parameters():
-        if name.endswith("gamma"):
-            nn.init.ones_(p)
-        elif p.ndim > 1:
-            nn.init.normal_(p, std=p[0].numel() ** -0.5)
-        else:
-            nn.init.zeros_(p)
-    vae = vae.eval().requires_grad_(False)
-    clip = nn.functional.interpolate(torch.rand(1, 3, 5, 8, 8) * 2 - 1, (5, 128, 128), mode="trilinear")
-    wanted = comfy.latent_formats.Wan22().latents_std.mean()
-    vae.conv1.weight[:48] *= wanted / vae.encode(clip).std()
-    return vae
+    tensors = vae.model.state_dict()
+    host.load_state_dict({name: tensors[diffusers_name(name)] for name in host.state_dict()})
+    host = host.float().eval().requires_grad_(False)
+    wanted = comfy.latent_formats.Wan22()
+    scale = wanted.latents_std.flatten() / vae.std.flatten()
+    shift = wanted.latents_mean.flatten() - vae.mean.flatten() * scale
+    encoded, given = host.conv1, host.conv2
+    encoded.weight[:LATENT_CHANNELS] *= scale.view(-1, 1, 1, 1, 1)
+    encoded.bias[:LATENT_CHANNELS] = encoded.bias[:LATENT_CHANNELS] * scale + shift
+    given.weight /= scale.view(1, -1, 1, 1, 1)
+    given.bias -= given.weight.flatten(1) @ shift
+    return host
 
 
 class EmbeddedModel(io.ComfyNode):
@@ -144,9 +146,9 @@ class EmbeddedModel(io.ComfyNode):
         speech = {k.removeprefix(SPEECH_PART): x for k, x in state_dict.items() if k.startswith(SPEECH_PART)}
         encoder = LoadedSpeechEncoder(speech, TINY)
         model = embedded_model(variation)
-        clip = ByteCaptions(TINY.caption_dim, variation)
+        clip = HostCLIP(random_caption_encoder(variation, TINY.caption_dim))
         vocoder = LoadedVocoder(random_vocoder(variation))
-        return io.NodeOutput(model, encoder, clip, TinyVAE(variation), vocoder)
+        return io.NodeOutput(model, encoder, clip, HostVAE(random_vae(variation)), vocoder)
 
 
 def embedded_model(seed: int, disable_dynamic: bool = False):

@@ -109,15 +109,24 @@ def missing(what: str, name: str, folder: str, page: str) -> str:
     return f"{what} {name!r} is not in {places}; download it from {page}, put it there and refresh (R)"
 
 
-def load_parts(name: str, weight_dtype: str = "default", disable_dynamic: bool = False):
-    """MODEL patcher and speech encoder of one file or folder, every tensor used, none missing.
+def load_parts(name: str, weight_dtype: str = "default"):
+    """MODEL patcher and speech encoder by a name of `listed`.
 
     Raises:
-        UserError: no such file, another kind of file, tensors that do not fit.
+        UserError: no such file; as `parts_of`.
     """
     path = located(MODEL_FOLDER, name)
     if path is None:
         raise UserError(missing("model_name", name, MODEL_FOLDER, MODEL_PAGE))
+    return parts_of(path, weight_dtype)
+
+
+def parts_of(path: Path, weight_dtype: str = "default", disable_dynamic: bool = False):
+    """MODEL patcher and speech encoder of one file or folder, every tensor used, none missing.
+
+    Raises:
+        UserError: another kind of file, tensors that do not fit.
+    """
     checkpoint = read_checkpoint(path)
     config = checkpoint.config()
     checkpoint.check(DualBranchDiT(config, device="meta").state_dict())
@@ -138,12 +147,12 @@ def load_parts(name: str, weight_dtype: str = "default", disable_dynamic: bool =
         weight_dtype == "fp8_e4m3fn_fast",
         disable_dynamic,
     )
-    patcher.cached_patcher_init = (_model_again, (name, weight_dtype))
+    patcher.cached_patcher_init = (_model_again, (path, weight_dtype))
     return patcher, LoadedSpeechEncoder(speech, config)
 
 
-def _model_again(name: str, weight_dtype: str, disable_dynamic: bool = False):
-    return load_parts(name, weight_dtype, disable_dynamic)[0]
+def _model_again(path: Path, weight_dtype: str, disable_dynamic: bool = False):
+    return parts_of(path, weight_dtype, disable_dynamic)[0]
 
 
 class LoadModel(io.ComfyNode):

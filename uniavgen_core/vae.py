@@ -125,7 +125,7 @@ def load_vae(
         )
     try:
         state = {
-            _diffusers_name(name): tensor.to(dtype) for name, tensor in load_file(file, str(device)).items()
+            diffusers_name(name): tensor.to(dtype) for name, tensor in load_file(file, str(device)).items()
         }
     except SafetensorError as error:
         raise UserError(
@@ -146,7 +146,7 @@ def load_vae(
     config["base_dim"] = state["encoder.conv_in.weight"].shape[0]
     config["decoder_base_dim"] = state["decoder.conv_out.weight"].shape[1]
     with torch.device("meta"):
-        model = _autoencoder(config)
+        model = autoencoder(config)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found = {name: tensor.shape for name, tensor in state.items()}
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
@@ -164,7 +164,7 @@ def random_vae(seed: int = 0) -> WanVAE:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         small = {"base_dim": 8, "decoder_base_dim": 8, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48}
-        vae = WanVAE(_autoencoder(ARCHITECTURE | small))
+        vae = WanVAE(autoencoder(ARCHITECTURE | small))
         clip = F.interpolate(torch.rand(1, 3, 5, 8, 8) * 2 - 1, (5, 128, 128), mode="trilinear")
     latent = vae.encode(clip)
     std, mean = torch.std_mean(latent, (0, 2, 3, 4))
@@ -172,7 +172,8 @@ def random_vae(seed: int = 0) -> WanVAE:
     return WanVAE(vae.model)
 
 
-def _autoencoder(config: dict):
+def autoencoder(config: dict):
+    """The untrained `diffusers.AutoencoderKLWan` of a config, see `ARCHITECTURE`."""
     try:
         from diffusers import AutoencoderKLWan
     except ImportError as error:
@@ -192,7 +193,7 @@ def _read_config(file: Path) -> dict:
     return config
 
 
-def _diffusers_name(name: str) -> str:
+def diffusers_name(name: str) -> str:
     """The name that diffusers gives to a tensor of the original Wan2.2 layout; its own names stay."""
     for pattern, replacement in ORIGINAL_NAMES:
         name = re.sub(pattern, replacement, name)

@@ -117,18 +117,51 @@ def test_a_fresh_copy_without_dynamic_memory_can_be_made_of_a_loaded_model(pack,
         assert torch.equal(a, b)
 
 
-def test_the_embedded_vae_encodes_and_decodes_as_the_hosts_own(pack):
-    vae = pack.module("nodes.embedded").TinyVAE(0)
-    frames = torch.rand(9, 64, 96, 3)
-    latent = vae.encode(frames)
-    assert latent.shape == (1, 48, 3, 4, 6)
-    assert 0.1 < latent.std() < 3
-    pictures = vae.decode(latent)
-    assert pictures.shape == (1, 9, 64, 96, 3)
-    assert pictures.min() >= 0
-    assert pictures.max() <= 1
-    tiled = vae.decode_tiled(latent, tile_x=4, tile_y=4, overlap=2, tile_t=2, overlap_t=1)
-    assert tiled.shape == pictures.shape
+def test_a_caption_encoder_of_the_core_stands_in_for_a_clip(pack):
+    encoder = pack.module("uniavgen_core.caption").random_caption_encoder()
+    clip = pack.module("nodes.embedded").HostCLIP(encoder)
+    encode = importlib.import_module("nodes").CLIPTextEncode().encode
+    for caption in ("A woman talks by the sea.", ""):
+        states, _ = encode(clip, caption)[0][0]
+        assert torch.equal(states, encoder([caption]))
+
+
+@pytest.fixture(scope="module")
+def vae(pack):
+    """A VAE of the core that is no copy of the released one, and the same as a VAE of the host."""
+    core = pack.module("uniavgen_core.vae")
+    sizes = {"base_dim": 8, "decoder_base_dim": 12, "num_res_blocks": 1, "dim_mult": [1, 2, 2, 2]}
+    generator = torch.Generator().manual_seed(4)
+    statistics = {
+        "latents_mean": torch.randn(48, generator=generator).tolist(),
+        "latents_std": (0.5 + torch.rand(48, generator=generator)).tolist(),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        ours = core.WanVAE(core.autoencoder(core.ARCHITECTURE | sizes | statistics))
+    return SimpleNamespace(core=ours, host=pack.module("nodes.embedded").HostVAE(ours))
+
+
+def test_a_vae_of_the_core_gives_the_host_the_latents_that_it_normalises_to_the_same(pack, vae):
+    frames = torch.rand(9, 64, 96, 3, generator=torch.Generator().manual_seed(5))
+    latent_format = importlib.import_module("comfy.latent_formats").Wan22()
+    raw = vae.host.encode(frames)
+    wanted = vae.core.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1)
+    assert raw.shape == wanted.shape == (1, 48, 3, 4, 6)
+    assert torch.allclose(latent_format.process_in(raw), wanted, atol=1e-5)
+    latent = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(6))
+    pictures = vae.host.decode(latent_format.process_out(latent))
+    decoded = (vae.core.decode(latent)[0].permute(1, 2, 3, 0) + 1) / 2
+    assert torch.allclose(pictures[0], decoded, atol=1e-5)
+    assert pictures.std() > 0.01
+
+
+def test_a_vae_of_the_core_is_decoded_in_tiles_by_the_host(vae):
+    latent = torch.randn(1, 48, 3, 4, 6, generator=torch.Generator().manual_seed(6))
+    tiled = vae.host.decode_tiled(latent, tile_x=4, tile_y=4, overlap=2, tile_t=2, overlap_t=1)
+    assert tiled.shape == (1, 9, 64, 96, 3)
+    assert tiled.min() >= 0
+    assert tiled.max() <= 1
 
 
 def test_the_face_mask_of_a_latent_frame_lies_over_its_four_frames(pack):
