@@ -87,7 +87,8 @@ class FaceMask(io.ComfyNode):
                 f"block is {block}, this model has interaction blocks 0 to {max(masks)}; use one of these"
             )
         chosen = torch.stack(list(masks.values())).mean(0) if block < 0 else masks[block]
-        mask = per_frame(chosen[0].float().cpu(), latent["samples"].unbind()[0].shape)  # [F, H, W]
+        shape, patch = latent["samples"].unbind()[0].shape, model.model.core_config.patch
+        mask = per_frame(chosen[0].float().cpu(), shape, patch)  # [F, H, W]
         tell(cls, f"{len(masks)} interaction blocks, mean {float(mask.mean()):.2f}")
         if images is None:
             frames = mask.new_zeros(*mask.shape, 3)
@@ -102,11 +103,11 @@ class FaceMask(io.ComfyNode):
         return io.NodeOutput(mask, torch.lerp(frames, colour.expand_as(frames), 0.6 * mask[..., None]))
 
 
-def per_frame(mask: Tensor, shape: torch.Size) -> Tensor:
-    """Latent mask `[T, h / 2 * w / 2]` -> `[4 T - 3, 16 h, 16 w]`, one for every frame and pixel."""
-    rows, columns = (-(-n // 2) for n in shape[3:])
+def per_frame(mask: Tensor, shape: torch.Size, patch: tuple[int, int]) -> Tensor:
+    """Mask of the video tokens `[T, tokens]` -> `[4 T - 3, 16 h, 16 w]`, one for every frame and pixel."""
+    rows, columns = (-(-n // p) for n, p in zip(shape[3:], patch))
     grid = mask.unflatten(1, (rows, columns))[:, None]
-    pixels = F.interpolate(grid, scale_factor=2 * PIXELS, mode="bilinear")[:, 0]
+    pixels = F.interpolate(grid, scale_factor=tuple(p * PIXELS for p in patch), mode="bilinear")[:, 0]
     pixels = pixels[:, : shape[3] * PIXELS, : shape[4] * PIXELS]
     return torch.cat((pixels[:1], pixels[1:].repeat_interleave(4, dim=0)))
 

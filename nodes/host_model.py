@@ -36,7 +36,7 @@ MEMORY_USAGE_FACTOR = 0.035
 
 
 class FaceMasks(dict):
-    """Collects what the interaction layers take for the face: block -> `[B, T, h / 2 * w / 2]`."""
+    """Collects what the interaction layers take for the face: block -> `[B, T, tokens of a frame]`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -222,6 +222,13 @@ def test_chinese_is_spoken_and_unknown_symbols_are_told(tmp_path, capfd, real):
     assert any("cannot say \U0001f600" in note for note in made["notes"])
 
 
+def test_a_caption_longer_than_the_model_reads_is_cut_and_told(tmp_path, capfd, real):
+    arguments = ("--image", real / "photo.png", "--frames", 5, "--steps", 1)
+    _, made, _ = clip_of(capfd, tmp_path / "clip.mp4", *arguments, "--caption", "a woman by the sea " * 40)
+    told = r"the caption has \d+ tokens, the model reads the first 64"
+    assert any(re.fullmatch(told, note) for note in made["notes"])
+
+
 def test_without_sizes_the_random_model_makes_two_seconds_at_128_pixels(tmp_path, capfd, real):
     out = tmp_path / "clip.mov"
     arguments = ("--text", TEXT, "--image", real / "photo.png", "--steps", 1, "--out", out)

@@ -10,9 +10,14 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from .errors import UserError  # torch is imported by the commands that need it: `--help` answers at once
 from .training.command import add_parser as add_train
+
+if TYPE_CHECKING:
+    from .guidance import Guidance
 
 DTYPES = ("fp32", "bf16", "fp16")
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "calculation overflowed")
@@ -61,7 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="uniavgen", description="A picture and a line to say become a talking person.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
-    p = commands.add_parser("generate", help="make a clip")
+    p = commands.add_parser(
+        "generate",
+        help="make a clip",
+        description="Makes a clip. The defaults named here are the released model's; the embedded one, which "
+        "runs without weights, has its own.",
+    )
     p.add_argument(
         "--mode", default="joint", help="joint, reference-voice, continuation, dubbing, audio-driven"
     )
@@ -74,18 +84,18 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--voice", help="a clip of the voice to speak with")
     p.add_argument("--voice-text", help="what is said in --voice")
     p.add_argument("--out", required=True, help="the video to write (.mp4, .mov, .mkv)")
-    p.add_argument("--frames", type=int, help="length at 16 fps, 4n + 1; released weights are made for 81")
+    p.add_argument("--frames", type=int, help="length at 16 fps, 4n + 1 (default 81)")
     p.add_argument("--prefix-frames", type=int, help="continuation: frames of --video that are kept, 4n + 1")
     p.add_argument(
         "--short-side", type=int, help="pixels of the shorter side, a multiple of 32 (default 736)"
     )
-    p.add_argument("--s-v", type=float, default=3.0, help="guidance of the picture; 1 is off")
-    p.add_argument("--s-a", type=float, default=2.0, help="guidance of the sound; 1 is off")
+    p.add_argument("--s-v", type=float, help="guidance of the picture; 1 is off (default 3)")
+    p.add_argument("--s-a", type=float, help="guidance of the sound; 1 is off (default 2)")
     p.add_argument("--guidance", choices=("ma-cfg", "cfg", "none"), default="ma-cfg")
-    p.add_argument("--interval", type=float, default=0.5, help="part of the steps that use MA-CFG, then CFG")
-    p.add_argument("--skip-layer", type=int, default=11, help="layer the null pass leaves out; -1: none")
-    p.add_argument("--steps", type=int, default=50)
-    p.add_argument("--shift", type=float, default=5.0)
+    p.add_argument("--interval", type=float, help="part of the steps that use MA-CFG, then CFG (default 0.5)")
+    p.add_argument("--skip-layer", type=int, help="layer the null pass leaves out; -1: none (default 11)")
+    p.add_argument("--steps", type=int, help="(default 50)")
+    p.add_argument("--shift", type=float, help="(default 5)")
     p.add_argument("--seed", type=int, default=2025)
     _add_weights(p)
     p.add_argument("--json", action="store_true", help="print what was made as JSON")
@@ -168,21 +178,19 @@ def _print_json(values: dict) -> None:
 def _generate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from .guidance import Guidance
     from .pipeline import Request, generate
 
-    skip = () if options.skip_layer < 0 else (options.skip_layer,)
-    guidance = {
-        "ma-cfg": lambda: Guidance(options.s_v, options.s_a, options.interval, skip),
-        "cfg": lambda: Guidance.plain(options.s_v, options.s_a, skip),
-        "none": Guidance.none,
-    }[options.guidance]()
+    weights = _weights(options)
+    settings = weights.settings()
     names = (
         "mode out text caption image video audio voice voice_text language "
         "frames prefix_frames short_side steps shift seed"
     )
-    request = Request(guidance=guidance, **{name: getattr(options, name) for name in names.split()})
-    bar = tqdm(total=options.steps, unit="step", disable=None, leave=False)
+    request = Request(
+        guidance=_guidance(options, settings.guidance),
+        **{name: getattr(options, name) for name in names.split()},
+    ).completed(settings)
+    bar = tqdm(total=request.steps, unit="step", disable=None, leave=False)
 
     def on_stage(name: str) -> None:
         if name == "sample":
@@ -192,7 +200,7 @@ def _generate(options: argparse.Namespace) -> int:
     with bar:
         result = generate(
             request,
-            _weights(options),
+            weights,
             on_stage=on_stage,
             on_step=lambda done, steps: bar.update(),
         )
@@ -204,6 +212,14 @@ def _generate(options: argparse.Namespace) -> int:
         length = result.frames / 16
         print(f"{result.out}: {result.width}x{result.height}, {result.frames} frames, {length:.2f} s")
     return 0
+
+
+def _guidance(options: argparse.Namespace, default: Guidance) -> Guidance:
+    given = {name: getattr(options, name) for name in ("s_v", "s_a", "interval")}
+    chosen = replace(default, **{name: value for name, value in given.items() if value is not None})
+    if options.skip_layer is not None:
+        chosen = replace(chosen, skip_layers=() if options.skip_layer < 0 else (options.skip_layer,))
+    return {"ma-cfg": chosen, "cfg": replace(chosen, interval=0.0), "none": chosen.none()}[options.guidance]
 
 
 def _inspect(options: argparse.Namespace) -> int:

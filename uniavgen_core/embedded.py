@@ -10,6 +10,9 @@ import torch
 
 from .config import TINY
 from .model import DualBranchDiT
+from .sampling import Settings
+
+SETTINGS = Settings(frames=33, short_side=128)
 
 NOTICE = (
     "no weights given: small RANDOM weights are used, the clip will be noise and not a talking person; "

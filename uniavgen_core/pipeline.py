@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,12 +21,10 @@ from .config import TINY, Config
 from .errors import UserError
 from .guidance import Guidance, Texts
 from .model import DualBranchDiT
-from .sampling import Sample, sample, schedule
+from .sampling import Sample, Settings, sample, schedule
 from .vae import WanVAE, load_vae, random_vae
 from .vocoder import GriffinLim, Vocoder, load_vocoder, random_vocoder
 
-RELEASED_FRAMES, TINY_FRAMES = 81, 33
-RELEASED_SHORT_SIDE, TINY_SHORT_SIDE = 736, 128
 MIN_FRAMES = 5
 
 NEEDS = {
@@ -60,6 +58,10 @@ class Weights:
     @property
     def embedded(self) -> bool:
         return not (self.model or self.vae or self.text_encoder or self.vocoder)
+
+    def settings(self) -> Settings:
+        """How the model is run unless the request says otherwise."""
+        return embedded.SETTINGS if self.embedded else Settings()
 
     def check(self) -> Config:
         """Everything that can be known about the files without loading them; the model's sizes.
@@ -103,7 +105,8 @@ class Request:
     """One clip to make. Paths are files; which of them a mode needs is in `NEEDS` and `ALLOWS`.
 
     `text`: what is said in the whole clip; `voice_text`: the transcript of `voice`.
-    `frames` (4n + 1 at 16 fps) and `short_side` (a multiple of 32) default to what the weights were made for.
+    `frames` (4n + 1 at 16 fps), `short_side` (a multiple of 32), `guidance`, `steps` and `shift` default to
+    the `Weights.settings` of the weights.
     `prefix_frames`: how many frames of a video a continuation keeps, by default half the clip.
     """
 
@@ -120,13 +123,21 @@ class Request:
     frames: int | None = None
     prefix_frames: int | None = None
     short_side: int | None = None
-    guidance: Guidance = field(default_factory=Guidance)
-    steps: int = 50
-    shift: float = 5.0
+    guidance: Guidance | None = None
+    steps: int | None = None
+    shift: float | None = None
     seed: int = 2025
 
+    def completed(self, settings: Settings) -> Request:
+        """The same request with the model's settings where it has none of its own."""
+        return replace(self, **{k: v for k, v in vars(settings).items() if getattr(self, k) is None})
+
     def check(self) -> None:
-        """Raises UserError for what is missing, superfluous or out of range, before any file is read."""
+        """Of a completed request, before any file is read.
+
+        Raises:
+            UserError: something is missing, superfluous or out of range.
+        """
         if self.mode not in tasks.MODES:
             raise UserError(f"mode {self.mode!r} is unknown; choose one of {', '.join(tasks.MODES)}")
         given = {name for name in INPUTS if getattr(self, name)}
@@ -140,25 +151,21 @@ class Request:
                 )
         if ("voice" in given) != ("voice_text" in given):
             raise UserError("--voice and --voice-text belong together: give the clip and what is said in it")
-        if self.frames is not None:
-            if self.frames < MIN_FRAMES:
-                raise UserError(f"--frames is {self.frames}; use 4n + 1, at least {MIN_FRAMES}")
-            tasks.latent_frames(self.frames)
-        if self.short_side is not None:
-            media.size_for(1, 1, self.short_side)
+        if self.frames < MIN_FRAMES:
+            raise UserError(f"--frames is {self.frames}; use 4n + 1, at least {MIN_FRAMES}")
+        tasks.latent_frames(self.frames)
+        media.size_for(1, 1, self.short_side)
         if self.prefix_frames is not None:
             tasks.latent_frames(self.prefix_frames)
         for name in ("s_v", "s_a"):
             if not 0 <= getattr(self.guidance, name) <= 100:
-                raise UserError(
-                    f"{name} is {getattr(self.guidance, name)}; use 0 to 100 (3 and 2 are the defaults)"
-                )
+                raise UserError(f"{name} is {getattr(self.guidance, name)}; use 0 to 100, such as 2")
         if not 0 <= self.guidance.interval <= 1:
             raise UserError(f"the MA-CFG interval is {self.guidance.interval}; use 0 (never) to 1 (always)")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"the seed is {self.seed}; use a whole number from 0 to {2**63 - 1}")
         if self.shift == math.inf:
-            raise UserError("shift is inf; use a finite one (5 is the default)")
+            raise UserError("shift is inf; use a finite one, such as 5")
         schedule(self.steps, self.shift)
         media.check_output(self.out)
 
@@ -203,14 +210,15 @@ class Result:
         return {**values, "fps": tasks.FPS, "sample_rate": mel.SAMPLE_RATE}
 
 
-def read_inputs(request: Request, frames: int, short_side: int) -> Inputs:
-    """Reads and checks every file and text of a request.
+def read_inputs(request: Request) -> Inputs:
+    """Reads and checks every file and text of a completed request.
 
-    `frames` is the length to make where the files do not decide it, and the most that is used of them.
+    Its `frames` are the length to make where the files do not decide it, and the most that is used of them.
 
     Raises:
         UserError: as the functions of `media`, `mel` and `speech`, or files too short for the task.
     """
+    frames = request.frames
     voice_text = request.voice_text or ""
     symbols = speech.symbol_ids(request.text, request.language, voice_text)
     null_symbols = speech.null_symbol_ids(request.language, voice_text)
@@ -246,7 +254,7 @@ def read_inputs(request: Request, frames: int, short_side: int) -> Inputs:
             sound = _fit(mel.prepare_audio(*video.audio), tasks.mel_frames(known) * mel.HOP)
             notes.append(f"the first {known} frames ({known / tasks.FPS:.2f} s) of the video are kept")
 
-    width, height = media.size_for(picture.shape[2], picture.shape[1], short_side)
+    width, height = media.size_for(picture.shape[2], picture.shape[1], request.short_side)
     if (width, height) != (picture.shape[2], picture.shape[1]):
         notes.append(f"picture {picture.shape[2]}x{picture.shape[1]} fitted to {width}x{height}")
     voice = None
@@ -289,15 +297,12 @@ def generate(
     Raises:
         UserError: see `Request.check`, `Weights.check`, `read_inputs` and the loaders.
     """
+    request = request.completed(weights.settings())
     request.check()
     config = weights.check()
     guidance = _fitting(request.guidance, config.layers)
-    tiny = weights.embedded
-    frames = request.frames or (TINY_FRAMES if tiny else RELEASED_FRAMES)
-    inputs = read_inputs(
-        request, frames, request.short_side or (TINY_SHORT_SIDE if tiny else RELEASED_SHORT_SIDE)
-    )
-    if tiny:
+    inputs = read_inputs(request)
+    if weights.embedded:
         inputs.notes.insert(0, embedded.NOTICE)
     device = torch.device(weights.device)
     seconds: dict[str, float] = {}
@@ -320,6 +325,12 @@ def generate(
                     "choose the umT5 that belongs to it"
                 )
             caption, null_caption = encoder([request.caption]), encoder([""])
+            if caption.shape[1] > config.caption_length:
+                inputs.notes.append(
+                    f"the caption has {caption.shape[1]} tokens, the model reads the first "
+                    f"{config.caption_length}"
+                )
+                caption = caption[:, : config.caption_length]
             del encoder
             gc.collect()
         with stage("encode"):
@@ -364,7 +375,7 @@ def generate(
         frames=inputs.frames,
         samples=round(inputs.frames / tasks.FPS * mel.SAMPLE_RATE),
         seed=request.seed,
-        random_weights=tiny,
+        random_weights=weights.embedded,
         notes=inputs.notes,
         seconds=seconds,
         sample=out,

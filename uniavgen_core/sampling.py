@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,20 @@ from .tasks import Task
 
 class Cancelled(UserError):
     """The `cancelled` callback of a sampling run said so."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is run unless someone says otherwise; the defaults are those of the released one.
+
+    `frames` (4n + 1 at 16 fps) and `short_side` in pixels are what the model was made for.
+    """
+
+    guidance: Guidance = Guidance()  # noqa: RUF009 (frozen)
+    steps: int = 50
+    shift: float = 5.0
+    frames: int = 81
+    short_side: int = 736
 
 
 class Sample(NamedTuple):

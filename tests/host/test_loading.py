@@ -166,13 +166,13 @@ def test_a_vae_of_the_core_is_decoded_in_tiles_by_the_host(vae):
 
 def test_the_face_mask_of_a_latent_frame_lies_over_its_four_frames(pack):
     per_frame = pack.module("nodes.face_mask").per_frame
-    mask = torch.rand(3, 2 * 3)
-    frames = per_frame(mask, torch.Size((1, 48, 3, 4, 6)))
-    assert frames.shape == (9, 64, 96)
-    assert torch.equal(frames[1], frames[4])
-    assert not torch.equal(frames[4], frames[5])
-    corner = per_frame(mask, torch.Size((1, 48, 3, 4, 6)))[0, 0, 0]
-    assert torch.isclose(corner, mask[0, 0])
+    for patch, tokens in (((2, 2), 2 * 3), ((1, 1), 4 * 6)):
+        mask = torch.rand(3, tokens)
+        frames = per_frame(mask, torch.Size((1, 48, 3, 4, 6)), patch)
+        assert frames.shape == (9, 64, 96)
+        assert torch.equal(frames[1], frames[4])
+        assert not torch.equal(frames[4], frames[5])
+        assert torch.isclose(frames[0, 0, 0], mask[0, 0])
 
 
 def test_clips_are_tiled_row_by_row_under_their_labels(pack):
