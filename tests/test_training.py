@@ -243,8 +243,8 @@ def test_the_learning_rate_warms_up_and_the_mask_weight_falls_to_zero():
     s = stage(steps=100, warmup=10, decay=0.2, learning_rate=1.0)
     assert [s.rate(i) for i in (0, 9, 50, 80)] == [0.1, 1.0, 1.0, 1.0]
     assert s.rate(99) == pytest.approx(0.05)
-    assert (s.lambda_m(0), s.lambda_m(99)) == (0.1, 0.0)
-    assert s.lambda_m(33) == pytest.approx(0.1 * 2 / 3)
+    assert [s.loss_weights(i)["lambda_m"] for i in (0, 99)] == [0.1, 0.0]
+    assert s.loss_weights(33)["lambda_m"] == pytest.approx(0.1 * 2 / 3)
 
 
 def test_a_new_model_starts_as_two_independent_branches(latents):
@@ -326,7 +326,8 @@ def run_command(recipe: Recipe, latents: Latents, out: Path, processes: int = 1,
     file.write_text(json.dumps(recipe.to_dict()))
     script = out.with_suffix(".py")
     script.write_text(
-        "import argparse, sys, torch\n"
+        "import argparse, os, sys\n"
+        f"assert os.environ.get('WORLD_SIZE', '1') == '{processes}'\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from uniavgen_core.training.command import add_parser\n"
         "parser = argparse.ArgumentParser()\n"
@@ -334,9 +335,8 @@ def run_command(recipe: Recipe, latents: Latents, out: Path, processes: int = 1,
         "options = parser.parse_args()\n"
         "options.run(options)\n"
     )
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
-    launch += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0"]
+    # `accelerate launch --cpu` starts one process however many are asked for.
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     arguments = ["train", "run", str(file), "--latents", str(latents.folder), "--out", str(out)]
     return subprocess.Popen(
         [

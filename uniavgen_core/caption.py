@@ -40,6 +40,11 @@ class CaptionEncoder:
         hidden = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         return hidden.float().masked_fill(tokens.attention_mask[..., None] == 0, 0)
 
+    def save(self, folder: str | Path) -> None:
+        """Write `text_encoder` and `tokenizer` folders that `load_caption_encoder` reads."""
+        self.model.save_pretrained(Path(folder) / "text_encoder")
+        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+
 
 def clean(text: str) -> str:
     """HTML entities resolved (twice, as in Wan's training), runs of white space made one space."""

@@ -20,6 +20,22 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     _add_preparation(p, frames=33, size="128x128")
     p.set_defaults(run=_resumable(_theatre))
 
+    p = actions.add_parser("decoder", help="train a VAE's decoder further on synthetic clips")
+    p.add_argument("vae", help="folder of a VAE; its latents stay what they are")
+    p.add_argument("--out", required=True, help="folder of the run; the result: vae/")
+    p.add_argument("--steps", type=int, default=1500)
+    p.add_argument("--batch", type=int, default=4)
+    p.add_argument("--rate", type=float, default=5e-4, help="learning rate")
+    p.add_argument("--size", default="128x128", help="width x height, multiples of 16")
+    p.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
+    p.set_defaults(run=_resumable(_decoder))
+
+    p = actions.add_parser("embedded", help="make the embedded model from nothing (needs espeak-ng)")
+    p.add_argument("--out", required=True, help="folder of all its trainings; the parts: embedded_model/")
+    p.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
+    p.add_argument("--compile", action="store_true", help="through torch.compile (needs a C++ compiler)")
+    p.set_defaults(run=_resumable(_embedded))
+
     p = actions.add_parser("videos", help="prepare clips from mp4 files")
     p.add_argument("list", help="jsonl: file, caption, transcript, language; optional faces, speaker")
     p.add_argument("--out", required=True, help="folder for the latents")
@@ -30,7 +46,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("name", choices=("embedded", "paper"))
     p.set_defaults(run=_recipe)
 
-    p = actions.add_parser("run", help="train; run it again to go on (also with `accelerate launch`)")
+    p = actions.add_parser(
+        "run",
+        help="train; run it again to go on (several processes: `accelerate launch`, on CPUs `torchrun`)",
+    )
     p.add_argument("recipe", help="JSON file, see `train recipe`")
     p.add_argument("--latents", required=True, help="folder of prepared clips")
     p.add_argument("--out", required=True, help="folder of the run")
@@ -80,6 +99,7 @@ def _add_run(p: argparse.ArgumentParser) -> None:
     p.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     p.add_argument("--micro-batch", type=int, help="samples at once on a process; default: its share")
     p.add_argument("--workers", type=int, default=0, help="processes that read ahead")
+    p.add_argument("--compile", action="store_true", help="through torch.compile (needs a C++ compiler)")
     p.add_argument("--preview-every", type=int, default=2000, help="steps between validation clips")
     p.add_argument("--preview", help="folder of prepared clips to make validation clips from; needs --vae")
     p.add_argument("--preview-modes", default="joint", help="such as joint,dubbing")
@@ -95,6 +115,27 @@ def _theatre(options: argparse.Namespace) -> int:
     theatre = Theatre(options.seed, options.split, options.frames, (height, width))
     about = {"theatre": [options.seed, options.split], "frames": options.frames, "size": [width, height]}
     return _prepare(options, options.clips, about, lambda i, encode: theatre_sample(theatre, i, encode))
+
+
+def _embedded(options: argparse.Namespace) -> int:
+    from .package import make_embedded
+    from .train import Run
+
+    print(make_embedded(options.out, run=Run(save_every=options.save_every, compile=options.compile)))
+    return 0
+
+
+def _decoder(options: argparse.Namespace) -> int:
+    from .autoencoder import train_vae
+    from .recipe import Schedule
+    from .theatre import Theatre
+    from .train import Run
+
+    width, height = _size(options.size)
+    schedule = Schedule("clips", options.steps, options.batch, options.rate, warmup=20, decay=0.7)
+    run = Run(options.save_every)
+    print(train_vae(Theatre(size=(height, width)), None, schedule, options.out, options.vae, run))
+    return 0
 
 
 def _videos(options: argparse.Namespace) -> int:
@@ -202,7 +243,9 @@ def _how(options: argparse.Namespace):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}; use at least 1")
-    return Run(options.save_every, options.preview_every, options.micro_batch, options.workers)
+    return Run(
+        options.save_every, options.preview_every, options.micro_batch, options.workers, options.compile
+    )
 
 
 def _preview(options: argparse.Namespace):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..checkpoint import load_model
 from ..errors import UserError
 from ..model import DualBranchDiT
-from .data import Latents, save_atomically
+from .data import Batches, Latents, save_atomically
 from .losses import Objective, recompute_blocks
 from .mixed import Linear
 from .recipe import Recipe, Stage
@@ -107,7 +107,8 @@ def train_lora(
         recompute_blocks(model)
     recipe = Recipe(model.config, (stage,), seed, ema=1 - 10 / max(20, stage.steps), weight_decay=0.0)
     objective = Objective(model, None, DTYPES[dtype])
-    state = fit(accelerator, objective, stage, latents, out, recipe, run or Run(), preview, whole=False)
+    batches = Batches(latents, stage, seed, accelerator.process_index, accelerator.num_processes)
+    state = fit(accelerator, objective, stage, batches, out, recipe, run or Run(), preview, whole=False)
     if accelerator.is_main_process:
         trained = {name.removeprefix("model."): value for name, value in state.items()}
         save_lora(trained, out / "lora.safetensors", alpha)

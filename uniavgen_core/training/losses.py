@@ -16,7 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import tasks
 from ..caption import CaptionEncoder, clean
+from ..layers import sdpa
 from ..model import DualBranchDiT
+from . import mixed
 
 AUDIO_ALONE = "audio"
 MODES = (AUDIO_ALONE, *tasks.MODES)
@@ -52,6 +54,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.time)
+
+    def about(self) -> dict:
+        """What the log says of this step."""
+        return {"task": self.mode, "interaction": self.interaction}
 
     def to(self, device: torch.device) -> Batch:
         return self._each(lambda x: x.to(device) if isinstance(x, Tensor) else x)
@@ -136,7 +142,7 @@ class Objective(nn.Module):
         self.caption_model = caption and caption.model
         self.tokenizer = caption and caption.tokenizer
 
-    def forward(self, batch: Batch, mask_weight: float) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, lambda_m: float) -> dict[str, Tensor]:
         """Scalars: "loss" (to be minimised) and its parts "video", "audio", "mask"."""
         config, model = self.model.config, self.model
         task = conditions(batch, config.variant, config.patch)
@@ -149,6 +155,8 @@ class Objective(nn.Module):
             torch.lerp(batch.audio, batch.audio_noise, t.view(-1, 1, 1)),
         )
         interaction = batch.interaction and not alone
+        on_cpu = t.device.type == "cpu" and self.dtype == torch.bfloat16
+        attention = mixed.softmax_attention if on_cpu else sdpa
         velocity = model(
             video.to(self.dtype),
             audio.to(self.dtype),
@@ -163,13 +171,15 @@ class Objective(nn.Module):
             speech_lengths=batch.speech_lengths,
             a2v=interaction,
             v2a=interaction and task.v2a,
+            attention=attention,
+            audio_attention=attention,
         )
         parts = {
             "video": flow_loss(velocity.video, video_noise, clean_video, task.known_video, 2),
             "audio": flow_loss(velocity.audio, batch.audio_noise, batch.audio, task.known_audio, 1),
             "mask": mask_loss({} if alone else velocity.face_masks, token_mask(batch.mask, config.patch)),
         }
-        return {"loss": parts["video"] + parts["audio"] + mask_weight * parts["mask"], **parts}
+        return {"loss": parts["video"] + parts["audio"] + lambda_m * parts["mask"], **parts}
 
     def caption_states(self, batch: Batch) -> Tensor:
         """`[B, M, caption_dim]`, zero past the end of each caption."""
@@ -205,3 +215,10 @@ def recompute_blocks(model: DualBranchDiT) -> None:
 
     for block in (*model.blocks, *model.audio_blocks):
         block.forward = wrap(block.forward)
+
+
+def compile_blocks(model: DualBranchDiT) -> None:
+    """Blocks go through torch.compile, one graph for all layers of a branch and each kind of task."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for block in (*model.blocks, *model.audio_blocks):
+        block.forward = torch.compile(block.forward)

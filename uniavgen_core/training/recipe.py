@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import Config
@@ -16,11 +16,49 @@ TASK_MIX = dict(zip(TASKS, (4.0, 1.0, 1.0, 2.0, 2.0)))
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage; `batch` samples a step over all processes.
+class Schedule:
+    """`batch` samples a step over all processes; `warmup` steps of rising learning rate, then constant; over
+    the last `decay` (a share of the steps) it falls to 0.
 
-    `tasks`: a step's task is drawn with these weights, "audio" is the audio branch alone. `warmup` steps
-    of rising learning rate, then constant; over the last `decay` (a share of the steps) it falls to 0.
+    Raises:
+        UserError: values that make no schedule.
+    """
+
+    name: str
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int = field(default=100, kw_only=True)
+    decay: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self):
+        for fault, present in self._faults().items():
+            if present:
+                raise UserError(f"stage {self.name!r}: {fault}")
+
+    def _faults(self) -> dict[str, bool]:
+        return {
+            f"steps {self.steps} and batch {self.batch} must be at least 1": min(self.steps, self.batch) < 1,
+            f"learning_rate is {self.learning_rate}, it must be positive": not self.learning_rate > 0,
+            f"decay is {self.decay}, it lies in 0..1": not 0 <= self.decay <= 1,
+        }
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        rising = min(1.0, (step + 1) / max(1, self.warmup))
+        falling = min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
+        return self.learning_rate * min(rising, falling)
+
+    def loss_weights(self, step: int) -> dict[str, float]:
+        """What the objective is told at a step beside the batch."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Stage(Schedule):
+    """A schedule of tasks.
+
+    `tasks`: a step's task is drawn with these weights, "audio" is the audio branch alone.
     `mask_weight`: lambda_m at the first and the last step. `null_share` of the steps train the null pass
     (no text, no interaction), `text_drop` of the other samples lose their texts. `logit_normal`: the share
     of times drawn logit-normal, the rest is uniform.
@@ -29,51 +67,34 @@ class Stage:
         UserError: values that make no stage.
     """
 
-    name: str
-    steps: int
-    batch: int
-    learning_rate: float
     tasks: dict[str, float]
-    warmup: int = 100
-    decay: float = 0.0
     mask_weight: tuple[float, float] = (0.1, 0.0)
     null_share: float = 0.1
     text_drop: float = 0.05
     logit_normal: float = 0.5
 
-    def __post_init__(self):
+    def _faults(self) -> dict[str, bool]:
         unknown = [task for task in self.tasks if task not in MODES]
-        faults = {
-            f"steps {self.steps} and batch {self.batch} must be at least 1": min(self.steps, self.batch) < 1,
-            f"learning_rate is {self.learning_rate}, it must be positive": not self.learning_rate > 0,
-            f"task {unknown[:1]} is unknown, choose from {', '.join(MODES)}": unknown,
+        return super()._faults() | {
+            f"task {unknown[:1]} is unknown, choose from {', '.join(MODES)}": bool(unknown),
             "tasks need weights of 0 or more, and one above 0": not self.tasks
             or min(self.tasks.values()) < 0
             or max(self.tasks.values()) == 0,
             f"{AUDIO_ALONE!r} trains the audio branch alone and stands alone": AUDIO_ALONE in self.tasks
             and len(self.tasks) > 1,
-            "decay, null_share, text_drop and logit_normal lie in 0..1": any(
-                not 0 <= x <= 1 for x in (self.decay, self.null_share, self.text_drop, self.logit_normal)
+            "null_share, text_drop and logit_normal lie in 0..1": any(
+                not 0 <= x <= 1 for x in (self.null_share, self.text_drop, self.logit_normal)
             ),
         }
-        for fault, present in faults.items():
-            if present:
-                raise UserError(f"stage {self.name!r}: {fault}")
 
     @property
     def audio_alone(self) -> bool:
         return AUDIO_ALONE in self.tasks
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        rising = min(1.0, (step + 1) / max(1, self.warmup))
-        falling = min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
-        return self.learning_rate * min(rising, falling)
-
-    def lambda_m(self, step: int) -> float:
-        """The weight of the mask loss at a step."""
+    def loss_weights(self, step: int) -> dict[str, float]:
+        """lambda_m, the weight of the mask loss."""
         first, last = self.mask_weight
-        return first + (last - first) * step / max(1, self.steps - 1)
+        return {"lambda_m": first + (last - first) * step / max(1, self.steps - 1)}
 
 
 @dataclass(frozen=True)
@@ -148,26 +169,27 @@ def paper_stages() -> tuple[Stage, ...]:
 EMBEDDED = Recipe(
     config=Config(
         variant="paper",
-        video_dim=256,
-        video_heads=4,
+        video_dim=192,
+        video_heads=3,
         video_ffn=768,
-        audio_dim=256,
-        audio_heads=4,
+        audio_dim=192,
+        audio_heads=3,
         audio_ffn=768,
-        layers=8,
-        interaction_layers=(0, 2, 4, 6),
+        layers=6,
+        interaction_layers=(0, 2, 4),
         freq_dim=128,
-        caption_dim=128,
-        caption_length=192,
+        caption_dim=64,
+        caption_length=64,
         speech_dim=192,
         speech_layers=4,
         patch=(1, 1),
     ),
     stages=(
-        Stage("1-audio", 4000, 32, 1e-3, {AUDIO_ALONE: 1.0}),
-        Stage("2-joint", 4000, 16, 1e-3, {"joint": 1.0, "audio-driven": 1.0}, mask_weight=(0.1, 0.05)),
-        Stage("3-tasks", 16_000, 16, 1e-3, TASK_MIX, decay=0.3, mask_weight=(0.05, 0.0)),
+        Stage("1-audio", 1200, 32, 1e-3, {AUDIO_ALONE: 1.0}),
+        Stage("2-joint", 800, 16, 1e-3, {"joint": 1.0, "audio-driven": 2.0}, mask_weight=(0.1, 0.05)),
+        Stage("3-tasks", 3000, 16, 1e-3, TASK_MIX, decay=0.3, mask_weight=(0.05, 0.0)),
     ),
-    ema=0.999,
+    ema=0.995,
+    dtype="bf16",
 )
-"""A first proposal for the embedded model: 128x128 pictures of 33 frames, 8x8 tokens a latent frame."""
+"""The embedded model: 128x128 pictures of 33 frames, 8x8 tokens a latent frame."""

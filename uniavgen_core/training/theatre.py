@@ -161,16 +161,17 @@ class Theatre:
             return own
         return recording(self._rng(index, 2), voice, seconds, self._held_out, own.transcript)
 
+    def caption(self, index: int) -> str:
+        """The caption of `clip(index)`, without drawing it."""
+        return _caption(self.identity(index), *_setting(self._rng(index, 3)))
+
     def clip(self, index: int, voice: Voice | None = None) -> Clip:
         """Clip `index`; with `voice`, the same person says the same sentence with that voice."""
         identity = self.identity(index)
         speech = self.speech(index, voice)
         aperture = loudness_envelope(speech.waveform, self.frames)
         rng = self._rng(index, 3)
-        expression = EXPRESSIONS[rng.integers(len(EXPRESSIONS))]
-        motion = list(MOTIONS)[rng.integers(len(MOTIONS))]
-        place = PLACES[rng.integers(len(PLACES))] if rng.random() < 0.6 else "wall"
-        colour = list(WALLS)[rng.integers(len(WALLS))]
+        expression, motion, place, colour = _setting(rng)
         play = _perform(rng, motion, expression, aperture, _spread(speech.waveform, self.frames))
         frames, mask, box = self._draw(rng, identity, play, place, colour)
         return Clip(
@@ -275,6 +276,14 @@ def identity_voice(identity: Identity) -> Voice:
     """
     variant, pitch, formants = _VOICES[identity.person, identity.age]
     return Voice(variant, pitch * 2 ** (-0.25 * identity.width), formants)
+
+
+def _setting(rng: np.random.Generator) -> tuple[str, str, str, str]:
+    """Expression, motion, place and its colour."""
+    expression = EXPRESSIONS[rng.integers(len(EXPRESSIONS))]
+    motion = list(MOTIONS)[rng.integers(len(MOTIONS))]
+    place = PLACES[rng.integers(len(PLACES))] if rng.random() < 0.6 else "wall"
+    return expression, motion, place, list(WALLS)[rng.integers(len(WALLS))]
 
 
 def _caption(identity: Identity, expression: str, motion: str, place: str, colour: str) -> str:

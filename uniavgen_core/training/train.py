@@ -36,8 +36,8 @@ from ..sampling import sample
 from . import mixed
 from .data import Batches, Latents, one_clip
 from .initialise import initialise
-from .losses import Batch, Objective, conditions, recompute_blocks
-from .recipe import Recipe, Stage
+from .losses import Batch, Objective, compile_blocks, conditions, recompute_blocks
+from .recipe import Recipe, Schedule
 
 AUDIO_PARTS = (
     "audio_embedding.",
@@ -62,13 +62,14 @@ class Run:
     """How a run is carried out; none of it changes what is learnt.
 
     `micro_batch`: samples a process works on at once, all of its share by default. `workers`: processes
-    that read ahead. `preview_every` needs a `preview`.
+    that read ahead. `preview_every` needs a `preview`. `compile`: blocks go through torch.compile.
     """
 
     save_every: int = 500
     preview_every: int = 2000
     micro_batch: int | None = None
     workers: int = 0
+    compile: bool = False
 
 
 class MovingAverage:
@@ -151,7 +152,18 @@ def train(
                 parameter.requires_grad_(audio or not stage.audio_alone)
             if recipe.recompute:
                 recompute_blocks(model)
-            state = fit(accelerator, objective, stage, latents, folder, recipe, run, preview)
+            if run.compile:
+                compile_blocks(model)
+            shown = None if stage.audio_alone else preview
+            batches = Batches(
+                latents,
+                stage,
+                recipe.seed,
+                accelerator.process_index,
+                accelerator.num_processes,
+                with_states=encoder is None,
+            )
+            state = fit(accelerator, objective, stage, batches, folder, recipe, run, shown)
             if accelerator.is_main_process:
                 _export(state, model, encoder, folder)
             accelerator.wait_for_everyone()
@@ -165,8 +177,8 @@ def train(
 def fit(
     accelerator,
     objective: Objective,
-    stage: Stage,
-    latents: Latents,
+    stage: Schedule,
+    batches: torch.utils.data.Dataset,
     folder: Path,
     recipe: Recipe,
     run: Run,
@@ -175,20 +187,15 @@ def fit(
 ) -> dict[str, Tensor]:
     """One stage: trains the parameters that require a gradient, from the folder's checkpoint if there is one.
 
+    Step s gives `batches[s]` to the objective; of the recipe the moving average, gradient norm and weight
+    decay are used.
+
     Returns the moving average by name (on the main process), with frozen parameters where `whole` is set.
 
     Raises:
         UserError: see `Batches`; a loss that is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    batches = Batches(
-        latents,
-        stage,
-        recipe.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-        with_states=objective.caption_model is None,
-    )
     parameters = [p for p in objective.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -210,14 +217,15 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = stage.rate(step)
         optimizer.zero_grad()
-        losses = _accumulate(accelerator, objective, batch.to(accelerator.device), stage.lambda_m(step), run)
+        weights = stage.loss_weights(step)
+        losses = _accumulate(accelerator, objective, batch.to(accelerator.device), weights, run)
         norm = accelerator.clip_grad_norm_(parameters, recipe.clip)
         optimizer.step()
         average.update(step)
         values = accelerator.reduce(torch.stack(list(losses.values())), "mean").tolist()
         if log:
-            entry = {"stage": stage.name, "step": step, "task": batch.mode, "interaction": batch.interaction}
-            entry |= dict(zip(losses, values)) | {"lambda_m": stage.lambda_m(step), "rate": stage.rate(step)}
+            entry = {"stage": stage.name, "step": step} | batch.about() | dict(zip(losses, values)) | weights
+            entry["rate"] = stage.rate(step)
             entry |= {"gradient_norm": float(norm), "seconds": round(time.perf_counter() - begin, 3)}
             log.write(json.dumps(entry) + "\n")
             log.flush()
@@ -226,7 +234,7 @@ def fit(
         last = step + 1 == stage.steps
         if (step + 1) % run.save_every == 0 or last:
             _save(accelerator, folder, step + 1, objective, optimizer.optimizer, average)
-        if preview and ((step + 1) % run.preview_every == 0 or last) and not stage.audio_alone:
+        if preview and ((step + 1) % run.preview_every == 0 or last):
             if accelerator.is_main_process and not sharded:
                 with average.applied():
                     preview(accelerator.unwrap_model(objective), folder / "clips" / f"{step + 1:07d}")
@@ -237,13 +245,15 @@ def fit(
         return _full_state(objective, trained_only=not whole)
 
 
-def _accumulate(accelerator, objective, batch: Batch, mask_weight: float, run: Run) -> dict[str, Tensor]:
+def _accumulate(
+    accelerator, objective, batch: Batch, weights: dict[str, float], run: Run
+) -> dict[str, Tensor]:
     """Gradients of one step, in micro-batches; the mean losses of this process."""
     parts = batch.split(run.micro_batch or len(batch))
     total: dict[str, Tensor] = {}
     for i, part in enumerate(parts):
         with accelerator.no_sync(objective) if i + 1 < len(parts) else nullcontext():
-            losses = objective(part, mask_weight)
+            losses = objective(part, **weights)
             share = len(part) / len(batch)
             accelerator.backward(losses["loss"] * share)
         for name, value in losses.items():
@@ -338,8 +348,7 @@ def _export(state: dict[str, Tensor], model: DualBranchDiT, encoder, folder: Pat
 
     if encoder is not None:
         encoder.model.load_state_dict(part("caption_model."), strict=False)
-        encoder.model.save_pretrained(folder / "caption_encoder" / "text_encoder")
-        encoder.tokenizer.save_pretrained(folder / "caption_encoder" / "tokenizer")
+        encoder.save(folder / "caption_encoder")
     save_checkpoint(folder / "model.safetensors", part("model.").items(), model.config, "fp32")
 
 

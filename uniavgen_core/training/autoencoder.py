@@ -1,0 +1,217 @@
+"""A small VAE of Wan2.2's architecture, trained on the theatre.
+
+First it learns single pictures, of which a step sees many, then clips; then the latents are frozen with the
+encoder, and the decoder may learn on while a model is trained on these latents.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..vae import ARCHITECTURE, LATENT_CHANNELS, WanVAE, autoencoder, load_vae
+from .data import seeded
+from .recipe import EMBEDDED, Schedule
+from .theatre import Theatre
+from .train import Run, fit, make_accelerator
+
+SMALL = {"base_dim": 16, "decoder_base_dim": 16, "dim_mult": [1, 2, 8, 8], "num_res_blocks": 1}
+FRAMES = 9  # of a training clip: three latent frames
+POOL = 64  # clips that a step draws from; the next step knows one more and forgets one
+FIRST_DEVIATION = 0.1
+ENCODER = ("encoder.", "quant_conv.")
+_clip = lru_cache(maxsize=POOL)(Theatre.clip)
+
+
+@dataclass
+class Clips:
+    """frames `[B, 3, F, H, W]` in -1..1, `weight` `[B, 1, F, H, W]` of each pixel's error, `noise` of the
+    posterior `[B, 48, T, H/16, W/16]`."""
+
+    frames: Tensor
+    weight: Tensor
+    noise: Tensor
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def about(self) -> dict:
+        return {}
+
+    def to(self, device: torch.device) -> Clips:
+        return Clips(*(x.to(device) for x in (self.frames, self.weight, self.noise)))
+
+    def split(self, size: int) -> list[Clips]:
+        parts = zip(*(x.split(size) for x in (self.frames, self.weight, self.noise)))
+        return [Clips(*part) for part in parts]
+
+
+@dataclass
+class TheatreClips(torch.utils.data.Dataset):
+    """Batch number s: pieces of `frames` frames, the same however many processes share a batch."""
+
+    theatre: Theatre
+    stage: Schedule
+    frames: int = FRAMES
+    rank: int = 0
+    processes: int = 1
+
+    def __post_init__(self):
+        if self.stage.batch % self.processes:
+            raise UserError(
+                f"batches of {self.stage.batch} cannot be shared equally by {self.processes} processes; "
+                "change the batch or the number of processes"
+            )
+
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def __getitem__(self, step: int) -> Clips:
+        local = self.stage.batch // self.processes
+        rows = [self._piece(step, row) for row in range(self.rank * local, (self.rank + 1) * local)]
+        return Clips(*(torch.stack(parts) for parts in zip(*rows)))
+
+    def _piece(self, step: int, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        generator = seeded(self.stage.name, step, row)
+
+        def draw(count: int) -> int:
+            return int(torch.randint(count, (), generator=generator))
+
+        clip = _clip(self.theatre, step + draw(POOL))
+        first = draw(self.theatre.frames - self.frames + 1)
+        part = slice(first, first + self.frames)
+        frames = torch.from_numpy(clip.frames[part]).permute(3, 0, 1, 2).float() / 127.5 - 1
+        weight = 1 + 2 * clip.face_mask[part].astype(np.float32)
+        for picture, (x0, y0, x1, y1) in zip(weight, clip.mouth_box[part]):
+            picture[max(0, int(y0) - 2) : int(y1) + 3, max(0, int(x0) - 2) : int(x1) + 3] = 10
+        shape = (LATENT_CHANNELS, (self.frames + 3) // 4, *(side // 16 for side in self.theatre.size))
+        return frames, torch.from_numpy(weight)[None], torch.randn(shape, generator=generator)
+
+
+class Reconstruction(nn.Module):
+    """Errors of pixels, and a light pull of the latents to N(0, 1).
+
+    (Errors of pixel differences lead astray: a new decoder's first step to less of them is a flat picture,
+    and there it stays.)
+
+    Args:
+        model: a `diffusers.AutoencoderKLWan`.
+        kl: weight of the divergence per latent value, against an error per pixel.
+        jitter: deviation of what is added to frozen latents, so that the decoder bears a model's errors.
+    """
+
+    def __init__(self, model: nn.Module, kl: float = 2e-4, jitter: float = 0.1):
+        super().__init__()
+        self.model, self.kl, self.jitter = model, kl, jitter
+        self.frozen = not next(model.encoder.parameters()).requires_grad
+        std = torch.tensor(model.config.latents_std).view(1, -1, 1, 1, 1)
+        self.register_buffer("std", std, persistent=False)
+
+    def forward(self, clips: Clips) -> dict[str, Tensor]:
+        """Scalars: "loss" and its parts "pixels", "kl"."""
+        with torch.autocast(clips.frames.device.type, torch.bfloat16):
+            with torch.set_grad_enabled(not self.frozen):
+                posterior = self.model.encode(clips.frames).latent_dist
+            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            deviation = self.jitter * self.std if self.frozen else (0.5 * logvar).exp()
+            pictures = self.model.decode(mean + deviation * clips.noise).sample.float()
+        error = pictures - clips.frames
+        weight = clips.weight / clips.weight.mean()
+        parts = {
+            "pixels": (error.abs() * weight).mean(),
+            "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(),
+        }
+        loss = parts["pixels"] + (0 if self.frozen else self.kl) * parts["kl"]
+        return {"loss": loss, **parts}
+
+
+def train_vae(
+    theatre: Theatre,
+    pictures: Schedule | None,
+    clips: Schedule,
+    out: str | Path,
+    start: str | Path | None = None,
+    run: Run | None = None,
+) -> Path:
+    """Train a VAE, first on `pictures`; or with `start` the decoder of that VAE alone.
+
+    Returns the folder of the trained one. A run that was stopped goes on from its last checkpoint.
+
+    Raises:
+        UserError: as `fit`; `start` is no VAE.
+    """
+    accelerator, out = make_accelerator(), Path(out)
+    folder = out / "vae"
+    if (folder / "config.json").exists():
+        return folder
+    model = new_autoencoder() if start is None else load_vae(start).model.train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(start is None or not name.startswith(ENCODER))
+    for stage, frames in ((pictures, 1), (clips, FRAMES)):
+        if stage is None:
+            continue
+        share = accelerator.process_index, accelerator.num_processes
+        batches = TheatreClips(theatre, stage, frames, *share)
+        objective = Reconstruction(model)
+        state = fit(accelerator, objective, stage, batches, out / stage.name, EMBEDDED, run or Run())
+        model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+        accelerator.free_memory()
+    if accelerator.is_main_process:
+        if start is None:
+            measure_latents(model, theatre)
+        save_vae(model, folder)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def new_autoencoder(seed: int = 0) -> nn.Module:
+    """An `AutoencoderKLWan` of the sizes `SMALL` with seeded weights.
+
+    It begins as a VAE of single frames, with latents of deviation 1 and a posterior of
+    `FIRST_DEVIATION`: in torch's own beginning the decoder hardly sees them under the posterior's noise.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        plain = {"latents_mean": [0.0] * LATENT_CHANNELS, "latents_std": [1.0] * LATENT_CHANNELS}
+        model = autoencoder(ARCHITECTURE | SMALL | plain)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and not name.endswith("gamma"):
+                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            if parameter.ndim == 5 and "time_conv" not in name:
+                nn.init.zeros_(parameter[:, :, :-1])  # a picture needs the last tap alone
+        clip = F.interpolate(torch.rand(1, 3, FRAMES, 8, 8) * 2 - 1, (FRAMES, 128, 128), mode="trilinear")
+    mean, deviation = model.quant_conv.weight.detach().chunk(2)  # views of the parameter
+    bias = model.quant_conv.bias.detach()
+    with torch.no_grad():
+        mean /= model.encode(clip).latent_dist.mean.std()
+        deviation.zero_()
+        bias[LATENT_CHANNELS:] = 2 * math.log(FIRST_DEVIATION)
+    return model
+
+
+@torch.no_grad()
+def measure_latents(model: nn.Module, theatre: Theatre, clips: int = 64) -> None:
+    """Write mean and deviation of each latent channel, over some clips, into the model's config."""
+    vae = WanVAE(model)
+    vae.mean, vae.std = torch.zeros_like(vae.mean), torch.ones_like(vae.std)
+    latents = [
+        vae.encode(torch.from_numpy(theatre.clip(i).frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1)
+        for i in range(clips)
+    ]
+    std, mean = torch.std_mean(torch.cat(latents), (0, 2, 3, 4))
+    model.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+
+
+def save_vae(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """As a diffusers folder that `load_vae` reads."""
+    model.to(dtype).save_pretrained(folder)
