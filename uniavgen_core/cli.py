@@ -1,4 +1,4 @@
-"""`uniavgen`: generate, inspect, verify, convert, bench, train; exit code 2 and one line for a mistake."""
+"""`uniavgen`: generate, inspect, verify, convert, bench, train, eval; a mistake is one line, exit code 2."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .errors import UserError  # torch is imported by the commands that need it: `--help` answers at once
+from .evaluation.command import add_parser as add_eval
 from .training.command import add_parser as add_train
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_bench)
 
     add_train(commands)
+    add_eval(commands, _add_weights, _weights)
     return parser
 
 

@@ -1,0 +1,1 @@
+"""`uniavgen eval`: what generated clips are worth, measured on their pictures and sound."""
