@@ -93,6 +93,15 @@ def test_half_precision_stays_close(folder):
     assert (hidden - exact).norm() / exact.norm() < 0.05
 
 
+def test_a_saved_encoder_opens_in_transformers_4_and_5_and_encodes_the_same(folder, tmp_path):
+    encoder = caption.load_caption_encoder(folder)
+    encoder.save(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "tokenizer" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    again = caption.load_caption_encoder(tmp_path / "saved")
+    assert torch.equal(again(["rain falls", ""]), encoder(["rain falls", ""]))
+
+
 def change_config(folder, **values):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | values))

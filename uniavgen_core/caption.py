@@ -44,6 +44,10 @@ class CaptionEncoder:
         """Write `text_encoder` and `tokenizer` folders that `load_caption_encoder` reads."""
         self.model.save_pretrained(Path(folder) / "text_encoder")
         self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        file = Path(folder) / "tokenizer" / "tokenizer_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if config["tokenizer_class"] == "TokenizersBackend":  # transformers 5; 4 knows the class by this name
+            file.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2))
 
 
 def clean(text: str) -> str:
