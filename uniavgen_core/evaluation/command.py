@@ -48,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, we
     p.add_argument("--out", required=True, help="the .safetensors file to write")
     p.add_argument("--work", help="folder for recordings and checkpoints; default: OUT.work")
     p.add_argument("--clips", type=int, default=5000)
-    p.add_argument("--steps", type=int, default=1200)
+    p.add_argument("--steps", type=int, default=2400)
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(run=_resumable(_train_recogniser))
 

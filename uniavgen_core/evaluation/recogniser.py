@@ -140,7 +140,7 @@ def train_recogniser(
     out: str | Path,
     work: str | Path,
     clips: int = 5000,
-    steps: int = 1200,
+    steps: int = 2400,
     batch: int = 16,
     seed: int = 0,
     rate: float = 2e-3,
