@@ -134,6 +134,8 @@ def test_a_mouth_that_never_moves_has_no_lag_and_silence_no_pitch(clips):
 def test_a_cut_at_the_seam_is_seen_in_picture_and_mel(clips):
     a, b = clips[:2]
     assert picture_seam(np.concatenate((a.frames[:17], b.frames[17:])), 17) > 5 * picture_seam(a.frames, 17)
+    jerky = a.frames[(np.arange(33) + 3) // 4 * 4]  # moves from one latent frame to the next alone
+    assert picture_seam(jerky, 17, every=4) < 3 < picture_seam(jerky, 17)
     loud = log_mel(torch.from_numpy(a.waveform)).numpy()
     where = int(loud.mean(0).argmax())
     cut = loud.copy()

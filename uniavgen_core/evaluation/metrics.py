@@ -61,10 +61,14 @@ def pitch_error(heard: float | None, wanted: float) -> float:
     return 1.0 if heard is None else abs(heard / wanted - 1)
 
 
-def picture_seam(frames: np.ndarray, first_new: int) -> float:
-    """The step onto frame `first_new` in units of the clip's median step between frames."""
+def picture_seam(frames: np.ndarray, first_new: int, every: int = 1) -> float:
+    """The step onto frame `first_new` in units of the clip's median step between frames.
+
+    With `every` = 4 the median is that of steps from one latent frame to the next, like the seam itself:
+    a VAE makes these larger than those within a latent frame.
+    """
     steps = np.abs(np.diff(frames.astype(np.float32), axis=0)).mean((1, 2, 3))
-    return float(steps[first_new - 1] / np.median(steps))
+    return float(steps[first_new - 1] / max(1e-3, np.median(steps[(first_new - 1) % every :: every])))
 
 
 def mel_seam(log_mel: np.ndarray, first_new: int) -> float:
@@ -74,7 +78,7 @@ def mel_seam(log_mel: np.ndarray, first_new: int) -> float:
     """
     steps = np.abs(np.diff(log_mel, axis=1)).mean(0)
     audible = log_mel.max(0) > log_mel.max() - AUDIBLE
-    return float(steps[first_new - 1] / np.median(steps[audible[1:] | audible[:-1]]))
+    return float(steps[first_new - 1] / max(1e-3, np.median(steps[audible[1:] | audible[:-1]])))
 
 
 def mask_iou(predicted: np.ndarray, target: np.ndarray) -> float:

@@ -26,6 +26,7 @@ MEASURES = {
     "other_face_distance": ("to other faces", mean, "other_face_distance"),
     "face_known": ("nearest face is its own", mean, "face_known"),
     "seam_picture": ("seam, picture", median, "seam_picture"),
+    "seam_latent": ("seam, picture / latent steps", median, "seam_latent"),
     "seam_mel": ("seam, mel", median, "seam_mel"),
     "mask_iou": ("mask IoU", mean, "mask_iou"),
 }
@@ -42,7 +43,8 @@ NOTES = (
     "Pitch error: |f0 / wanted - 1|, the median; wanted is the voice given in reference-voice, else the "
     "face's own. Nothing voiced counts as 1.",
     "Faces: colour difference (root mean square of 0 to 255) of the reference face to the best place near "
-    "by. Seam: step onto the first new frame in units of the clip's own median step.",
+    "by. Seam: step onto the first new frame in units of the clip's own median step; latent steps are those "
+    "from one latent frame to the next, as the seam is one.",
     "Mask IoU: the mean mask of all interaction layers on the true clip at time 0.1, tokens above 0.5.",
 )
 

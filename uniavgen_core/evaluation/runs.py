@@ -18,6 +18,7 @@ from ..guidance import Guidance
 from ..mel import SAMPLE_RATE, latent_to_mel, prepare_audio
 from ..model import DualBranchDiT
 from ..training.theatre import Theatre, measure_aperture, measure_pitch
+from ..vae import TEMPORAL
 from .metrics import Face, amplitude, mask_iou, measure, mel_seam, picture_seam, pitch_error
 from .recogniser import Recogniser, is_known, word_errors, words
 from .sampling import Example, Made, Parts, ceiling, face_masks, make, seam
@@ -165,6 +166,7 @@ class Evaluation:
             row["face_known"] = distances[index] < min(others)
         if mode in ("continuation", "truth", "ceiling"):
             row["seam_picture"] = picture_seam(made.frames, seam_frame)
+            row["seam_latent"] = picture_seam(made.frames, seam_frame, TEMPORAL)
             row["seam_mel"] = mel_seam(latent_to_mel(made.audio).numpy(), n_a)
         if mode == "continuation":
             row["known_difference"] = max(
