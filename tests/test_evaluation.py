@@ -300,8 +300,8 @@ def test_the_grid_measures_each_pair_of_scales_once_and_names_the_best(evaluatio
         return [{"sync": sync, "errors": 1, "words": 4, "amplitude_ratio": 1.0} for _ in indices]
 
     monkeypatch.setattr(Evaluation, "rows", rows)
-    evaluation.grid((1.0, 2.0))
-    evaluation.grid((1.0, 2.0, 3.0))
+    evaluation.grid((1.0, 2.0), (1.0, 2.0, 3.0))
+    evaluation.grid((1.0, 2.0, 3.0), (1.0, 2.0, 3.0))
     assert len(seen) == 2 * len(set(seen)) == 2 * 9  # two batches each
     metrics = write_report(evaluation.out)
     assert (metrics["best"]["s_v"], metrics["best"]["s_a"]) == (2.0, 1.0)
@@ -352,7 +352,7 @@ def test_mistakes_are_answered_in_one_line(tmp_path, capsys):
         (["report", str(tmp_path)], "holds no results"),
         (["run", "--out", str(tmp_path), "--runs", "joint,dance"], "'dance' is unknown"),
         (["run", "--out", str(tmp_path), "--clips", "1"], "at least 2"),
-        (["grid", "--out", str(tmp_path), "--values", "1,x"], "write numbers"),
+        (["grid", "--out", str(tmp_path), "--s-v", "1,x"], "lists of numbers"),
     ):
         assert main(["eval", *arguments]) == 2
         error = capsys.readouterr().err

@@ -29,10 +29,11 @@ def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, we
     p.set_defaults(run=_resumable(_run), weights=weights)
 
     p = actions.add_parser("grid", help="sync, words and mouth at every pair of guidance scales")
-    p.add_argument("--values", default="1,1.5,2,3,4", help="of s_v and of s_a")
+    for name in ("--s-v", "--s-a"):
+        p.add_argument(name, default="1,1.5,2,3,4", help="values; processes with parts of them can share")
     _add_sampling(p, clips=32)
     add_weights(p)
-    p.set_defaults(run=_resumable(_grid), weights=weights, show=0, s_v=None, s_a=None)
+    p.set_defaults(run=_resumable(_grid), weights=weights, show=0)
 
     p = actions.add_parser("report", help="metrics.json and index.html of what has been measured")
     p.add_argument("out", help="folder of results")
@@ -102,11 +103,12 @@ def _grid(options: argparse.Namespace) -> int:
     from .report import write_report
 
     try:
-        values = tuple(float(value) for value in options.values.split(","))
+        s_v, s_a = (tuple(map(float, text.split(","))) for text in (options.s_v, options.s_a))
     except ValueError as error:
-        raise UserError(f"--values is {options.values!r}; write numbers such as 1,1.5,2") from error
+        raise UserError(f"--s-v and --s-a are lists of numbers, such as 1,1.5,2 ({error})") from error
+    options.s_v = options.s_a = None
     evaluation = _evaluation(options)
-    evaluation.grid(values)
+    evaluation.grid(s_v, s_a)
     metrics = write_report(evaluation.out)
     for point in metrics["grid"]:
         print(_point(point))

@@ -95,21 +95,21 @@ class Evaluation:
                     lines.add(row)
                 self.on_clips(name, indices[-1] + 1, self.clips)
 
-    def grid(self, values: tuple[float, ...] = GRID) -> None:
+    def grid(self, s_v: tuple[float, ...] = GRID, s_a: tuple[float, ...] = GRID) -> None:
         """Joint clips at every pair of scales that is missing, MA-CFG, the same noise everywhere."""
         about = {k: v for k, v in self.about.items() if k not in ("s_v", "s_a")} | {"clips": self.clips}
         with _Lines(self.out / "grid.jsonl", about) as lines:
             done = {(row["s_v"], row["s_a"]) for row in lines.rows}
             kept = self.guidance
-            for s_v, s_a in ((v, a) for v in values for a in values if (v, a) not in done):
-                self.guidance = replace(kept, s_v=s_v, s_a=s_a)
+            for v, a in ((v, a) for v in s_v for a in s_a if (v, a) not in done):
+                self.guidance = replace(kept, s_v=v, s_a=a)
                 rows = [
                     {k: row[k] for k in ("sync", "errors", "words", "amplitude_ratio")}
                     for indices in self._batches(set())
                     for row in self.rows("joint", indices, show=0)
                 ]
-                lines.add({"s_v": s_v, "s_a": s_a, "rows": rows})
-                self.on_clips(f"s_v {s_v:g}, s_a {s_a:g}", self.clips, self.clips)
+                lines.add({"s_v": v, "s_a": a, "rows": rows})
+                self.on_clips(f"s_v {v:g}, s_a {a:g}", self.clips, self.clips)
             self.guidance = kept
 
     def rows(self, name: str, indices: list[int], show: int | None = None) -> Iterator[dict]:
@@ -195,10 +195,10 @@ class Evaluation:
 
 
 class _Lines:
-    """A jsonl file that grows by whole lines; the first says what the others belong to.
+    """A jsonl file that grows by whole lines, from several processes too; the first says what it is about.
 
     Raises:
-        UserError: the file belongs to something else.
+        UserError: the file is about something else.
     """
 
     def __init__(self, path: Path, about: dict):
@@ -209,9 +209,11 @@ class _Lines:
             raise UserError(
                 f"{path} was measured with another {', '.join(changed)}; choose another --out or delete it"
             )
-        self.file = path.open("w", encoding="utf-8")
-        for row in (about, *self.rows):
-            self._write(row)
+        self.file = path.open("a+b")
+        self.file.seek(0)
+        self.file.truncate(self.file.read().rfind(b"\n") + 1)  # a line that was cut short
+        if found is None:
+            self._write(about)
 
     def __enter__(self) -> _Lines:
         return self
@@ -224,7 +226,7 @@ class _Lines:
         self._write(row)
 
     def _write(self, row: dict) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        self.file.write(json.dumps(row).encode() + b"\n")
         self.file.flush()
 
 
