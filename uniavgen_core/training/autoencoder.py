@@ -7,6 +7,7 @@ encoder, and the decoder may learn on while a model is trained on these latents.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -133,6 +134,24 @@ class Reconstruction(nn.Module):
         return {"loss": loss, **parts}
 
 
+def see_single_pictures(model: nn.Module) -> None:
+    """One frame needs the last tap of a causal convolution alone, the others would multiply its padding."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+    def last_tap(layer: nn.Conv3d, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def convolve(x: Tensor, cache: Tensor | None = None) -> Tensor:
+            if x.shape[2] > 1 or cache is not None:
+                return forward(x, cache)
+            weight, padding = layer.weight[:, :, -1], layer.weight.shape[-1] // 2
+            return F.conv2d(x[:, :, 0], weight, layer.bias, padding=padding).unsqueeze(2)
+
+        return convolve
+
+    for layer in model.modules():
+        if isinstance(layer, WanCausalConv3d):
+            layer.forward = last_tap(layer, layer.forward)
+
+
 def train_vae(
     theatre: Theatre,
     pictures: Schedule | None,
@@ -155,6 +174,7 @@ def train_vae(
     model = new_autoencoder() if start is None else load_vae(start).model.train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(start is None or not name.startswith(ENCODER))
+    see_single_pictures(model)
     for stage, frames in ((pictures, 1), (clips, FRAMES)):
         if stage is None:
             continue
@@ -162,7 +182,8 @@ def train_vae(
         batches = TheatreClips(theatre, stage, frames, *share)
         objective = Reconstruction(model)
         state = fit(accelerator, objective, stage, batches, out / stage.name, EMBEDDED, run or Run())
-        model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+        if accelerator.is_main_process:  # the others are given its weights when they go on
+            model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
         accelerator.free_memory()
     if accelerator.is_main_process:
         if start is None:
@@ -187,7 +208,12 @@ def new_autoencoder(seed: int = 0) -> nn.Module:
                 nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            if parameter.ndim == 5 and "time_conv" not in name:
+            if name.endswith("time_conv.weight"):  # the mean of two frames, and one frame twice
+                first = 1 if name.startswith("encoder") else 2
+                identity = torch.eye(parameter.shape[1]).repeat(len(parameter) // parameter.shape[1], 1)
+                nn.init.zeros_(parameter)
+                parameter.data[:, :, first:, 0, 0] = identity[..., None] / (3 - first)
+            elif parameter.ndim == 5:
                 nn.init.zeros_(parameter[:, :, :-1])  # a picture needs the last tap alone
         clip = F.interpolate(torch.rand(1, 3, FRAMES, 8, 8) * 2 - 1, (FRAMES, 128, 128), mode="trilinear")
     mean, deviation = model.quant_conv.weight.detach().chunk(2)  # views of the parameter

@@ -27,7 +27,7 @@ from .. import tasks
 from ..errors import UserError
 from ..mel import HOP, peak_normalise, reference_voice, sound_latent
 from ..speech import FILLER, null_symbol_ids, symbol_ids
-from ..vae import SPATIAL, TEMPORAL
+from ..vae import LATENT_CHANNELS, SPATIAL, TEMPORAL
 from .losses import AUDIO_ALONE, Batch, draw_time
 from .recipe import Stage
 from .theatre import Theatre
@@ -104,6 +104,25 @@ def theatre_sample(theatre: Theatre, index: int, encode: EncodeVideo) -> Sample:
         transcript=clip.transcript,
         caption=clip.caption,
         language=clip.language,
+        voice=encode_voice(torch.from_numpy(reference.waveform)),
+        voice_transcript=reference.transcript,
+    )
+
+
+def speech_sample(theatre: Theatre, index: int) -> Sample:
+    """The sound of clip `index` with its texts and nothing to see, for the audio branch alone."""
+    speech, reference = theatre.speech(index), theatre.reference(index)
+    frames = np.zeros((theatre.frames, SPATIAL, SPATIAL, 3), np.uint8)
+    length = (theatre.frames - 1) // TEMPORAL + 1
+
+    def nothing(picture: Tensor) -> Tensor:
+        return picture.new_zeros(1, LATENT_CHANNELS, length, 1, 1)
+
+    return Sample(
+        **encode_clip(frames, torch.from_numpy(speech.waveform), frames[..., 0] > 0, nothing),
+        transcript=speech.transcript,
+        caption=theatre.caption(index),
+        language="en",
         voice=encode_voice(torch.from_numpy(reference.waveform)),
         voice_transcript=reference.transcript,
     )
@@ -294,7 +313,7 @@ class Batches(torch.utils.data.Dataset):
         count = len(self.latents)
         item = self.latents[_order(self.seed, self.stage.name, g // count, count)[g % count]]
         generator = seeded(self.seed, self.stage.name, "sample", g)
-        time = draw_time(generator, self.stage.logit_normal)
+        time = draw_time(generator, self.stage.logit_normal, self.stage.shift)
         dropped = null or bool(torch.rand((), generator=generator) < self.stage.text_drop)
         said_before = item.voice_transcript if mode == "reference-voice" else ""
         if dropped:

@@ -75,11 +75,12 @@ class Batch:
         return Batch(**{f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
-def draw_time(generator: torch.Generator, logit_normal: float) -> Tensor:
-    """A time in 0..1: logit-normal with probability `logit_normal`, else uniform."""
+def draw_time(generator: torch.Generator, logit_normal: float, shift: float = 1.0) -> Tensor:
+    """A time in 0..1: logit-normal with probability `logit_normal`, else uniform; then shifted (SPEC 7)."""
     choice, uniform = torch.rand(2, generator=generator)
     normal = torch.randn((), generator=generator).sigmoid()
-    return torch.where(choice < logit_normal, normal, uniform)
+    time = torch.where(choice < logit_normal, normal, uniform)
+    return shift * time / (1 + (shift - 1) * time)
 
 
 def flow_loss(velocity: Tensor, noise: Tensor, data: Tensor, known: Tensor, axis: int) -> Tensor:

@@ -12,42 +12,39 @@ from ..checkpoint import load_model, save_checkpoint
 from ..vae import load_vae
 from .autoencoder import save_vae, train_vae
 from .captions import new_caption_encoder
-from .data import Latents, prepare, theatre_sample
+from .data import prepare, speech_sample, theatre_sample
 from .recipe import EMBEDDED, Recipe, Schedule
 from .theatre import Theatre
 from .train import Run, train
 
-CLIPS = 3072
-PICTURES = Schedule("pictures", 1500, 16, 1e-3, decay=0.3)
-VIDEOS = Schedule("clips", 600, 2, 5e-4, warmup=20, decay=0.7)
+SPEECH, CLIPS = 4096, 1536
+PICTURES = Schedule("pictures", 1700, 16, 1e-3, decay=0.3)
+VIDEOS = Schedule("clips", 250, 2, 5e-4, warmup=20, decay=0.7)
+DECODER_PICTURES = Schedule("pictures", 800, 8, 7e-4, decay=0.5)
+DECODER_VIDEOS = Schedule("clips", 60, 1, 3e-4, warmup=20, decay=0.7)
 
 
-def make_embedded(
-    out: str | Path,
-    recipe: Recipe = EMBEDDED,
-    clips: int = CLIPS,
-    theatre: Theatre | None = None,
-    run: Run | None = None,
-) -> Path:
-    """VAE, latents, caption encoder and model, one after the other; the folder `out/embedded_model`.
+def make_embedded(out: str | Path, recipe: Recipe = EMBEDDED, run: Run | None = None) -> Path:
+    """VAE, latents, caption encoder, model and decoder, one after the other; the folder `out/embedded_model`.
 
-    Run it again to go on with what was stopped.
+    Run it again to go on with what was stopped. The sampling settings and the card are not made here.
 
     Raises:
         UserError: as `train_vae`, `prepare` and `train`.
     """
-    out, theatre = Path(out), theatre or Theatre()
-    vae_folder = train_vae(theatre, PICTURES, VIDEOS, out / "vae", run=run)
-    encode = load_vae(vae_folder).encode
+    out, theatre = Path(out), Theatre()
+    vae = train_vae(theatre, PICTURES, VIDEOS, out / "vae", run=run)
+    decoder = train_vae(Theatre(1), DECODER_PICTURES, DECODER_VIDEOS, out / "decoder", vae, run)
+    encode = load_vae(vae).encode
     height, width = theatre.size
     about = {"theatre": [theatre.seed, theatre.split], "frames": theatre.frames, "size": [width, height]}
-    prepare(out / "latents", clips, lambda i: theatre_sample(theatre, i, encode), about)
+    latents = prepare(out / "latents", CLIPS, lambda i: theatre_sample(theatre, i, encode), about)
+    speech = prepare(out / "speech", SPEECH, lambda i: speech_sample(theatre, i), about | {"size": None})
     captions = out / "captions"
     if not captions.exists():
-        new = new_caption_encoder(map(theatre.caption, range(2000)), recipe.config.caption_dim)
-        new.save(captions)
-    model = train(recipe, Latents(out / "latents"), out / "model", caption=captions, run=run)
-    return collect(model, vae_folder, model.parent / "caption_encoder", out / "embedded_model")
+        new_caption_encoder(map(theatre.caption, range(2000)), recipe.config.caption_dim).save(captions)
+    model = train(recipe, latents, out / "model", caption=captions, run=run, speech=speech)
+    return collect(model, decoder, model.parent / "caption_encoder", out / "embedded_model")
 
 
 def collect(model: str | Path, vae: str | Path, captions: str | Path, folder: str | Path) -> Path:

@@ -61,7 +61,8 @@ class Stage(Schedule):
     `tasks`: a step's task is drawn with these weights, "audio" is the audio branch alone.
     `mask_weight`: lambda_m at the first and the last step. `null_share` of the steps train the null pass
     (no text, no interaction), `text_drop` of the other samples lose their texts. `logit_normal`: the share
-    of times drawn logit-normal, the rest is uniform.
+    of times drawn logit-normal, the rest is uniform; a `shift` above 1 moves all times towards noise, where
+    the texts decide.
 
     Raises:
         UserError: values that make no stage.
@@ -72,6 +73,7 @@ class Stage(Schedule):
     null_share: float = 0.1
     text_drop: float = 0.05
     logit_normal: float = 0.5
+    shift: float = 1.0
 
     def _faults(self) -> dict[str, bool]:
         unknown = [task for task in self.tasks if task not in MODES]
@@ -82,6 +84,7 @@ class Stage(Schedule):
             or max(self.tasks.values()) == 0,
             f"{AUDIO_ALONE!r} trains the audio branch alone and stands alone": AUDIO_ALONE in self.tasks
             and len(self.tasks) > 1,
+            f"shift is {self.shift}, it must be positive": not self.shift > 0,
             "null_share, text_drop and logit_normal lie in 0..1": any(
                 not 0 <= x <= 1 for x in (self.null_share, self.text_drop, self.logit_normal)
             ),
@@ -186,8 +189,21 @@ EMBEDDED = Recipe(
     ),
     stages=(
         Stage("1-audio", 1200, 32, 1e-3, {AUDIO_ALONE: 1.0}),
-        Stage("2-joint", 800, 16, 1e-3, {"joint": 1.0, "audio-driven": 2.0}, mask_weight=(0.1, 0.05)),
-        Stage("3-tasks", 3000, 16, 1e-3, TASK_MIX, decay=0.3, mask_weight=(0.05, 0.0)),
+        Stage("1-words", 900, 32, 1e-3, {AUDIO_ALONE: 1.0}, shift=3.0),
+        Stage(
+            "2-joint", 300, 16, 1e-3, {"joint": 1.0, "audio-driven": 2.0}, mask_weight=(0.1, 0.05), shift=2.0
+        ),
+        Stage(
+            "2-driven",
+            320,
+            16,
+            1e-3,
+            {"joint": 1.0, "audio-driven": 3.0},
+            warmup=20,
+            mask_weight=(0.1, 0.05),
+            shift=2.0,
+        ),
+        Stage("3-tasks", 560, 16, 1e-3, TASK_MIX, warmup=20, decay=0.35, mask_weight=(0.05, 0.0), shift=2.0),
     ),
     ema=0.995,
     dtype="bf16",

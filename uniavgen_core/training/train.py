@@ -127,11 +127,13 @@ def train(
     caption: str | Path | CaptionEncoder | None = None,
     run: Run | None = None,
     preview: Preview | None = None,
+    speech: Latents | None = None,
 ) -> Path:
     """Train all stages of a recipe, or go on with what was begun in `out`; the trained model's file.
 
     `start`: weights to begin with instead of new ones. `caption`: a caption encoder (or its folder) to be
     trained with the model from the first stage with video on; it is saved beside each stage's model.
+    `speech`: clips without pictures, for the stages of the audio branch alone.
 
     Raises:
         UserError: another recipe was begun in `out`, or clips, weights and recipe do not fit together.
@@ -156,7 +158,7 @@ def train(
                 compile_blocks(model)
             shown = None if stage.audio_alone else preview
             batches = Batches(
-                latents,
+                speech if speech and stage.audio_alone else latents,
                 stage,
                 recipe.seed,
                 accelerator.process_index,
