@@ -1,8 +1,9 @@
-"""A model that needs no download: small parts that run anywhere in seconds."""
+"""A model that needs no download: small trained parts that run anywhere in seconds."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import comfy.latent_formats
 import comfy.ldm.wan.vae2_2
@@ -13,16 +14,14 @@ import torch
 from comfy_api.latest import io
 from torch import nn
 
-from ..uniavgen_core.caption import CaptionEncoder, random_caption_encoder
-from ..uniavgen_core.config import TINY
-from ..uniavgen_core.embedded import random_model
-from ..uniavgen_core.vae import LATENT_CHANNELS, WanVAE, diffusers_name, random_vae
-from ..uniavgen_core.vocoder import random_vocoder
-from .host_model import build_patcher
-from .loading import SPEECH_PART, LoadedSpeechEncoder, LoadedVocoder
+from ..uniavgen_core import embedded
+from ..uniavgen_core.caption import CaptionEncoder
+from ..uniavgen_core.media import read_image
+from ..uniavgen_core.vae import LATENT_CHANNELS, WanVAE, diffusers_name
+from .loading import LoadedVocoder, parts_of
 from .types import CATEGORY, SpeechEncoderSocket, VocoderSocket, tell
 
-NOTICE = "random weights: shows that every node works, the picture is noise and the sound a hum"
+PICTURE = Path(__file__).parents[1] / "assets" / "puppet.png"
 
 
 class HostCLIP:
@@ -116,45 +115,36 @@ class EmbeddedModel(io.ComfyNode):
             node_id="UniAVGenEmbeddedModel",
             display_name="UniAVGen Embedded Model",
             category=CATEGORY,
-            description="A small model with all its parts that needs no download and runs anywhere in "
-            f"seconds. It has {NOTICE}. For real clips use UniAVGen Load Model.",
-            inputs=[
-                io.Int.Input(
-                    "variation",  # any number named seed gets a control that changes it after every run
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFF,
-                    tooltip="Which random weights; free of cost.",
-                )
-            ],
+            description="A model with all its parts that needs no download and makes a clip on a CPU in less "
+            f"than a minute: {embedded.NOTICE}. For real people use UniAVGen Load Model.",
+            inputs=[],
             outputs=[
                 io.Model.Output(tooltip="In place of UniAVGen Load Model."),
                 SpeechEncoderSocket.Output(
                     display_name="speech_encoder", tooltip="For UniAVGen Speech Encode."
                 ),
-                io.Clip.Output(tooltip="In place of CLIPLoader; captions of up to 64 bytes."),
+                io.Clip.Output(tooltip="In place of CLIPLoader; it reads captions like that of the example."),
                 io.Vae.Output(tooltip="In place of VAELoader, for UniAVGen Video Encode and VAE Decode."),
                 VocoderSocket.Output(display_name="vocoder", tooltip="For UniAVGen Vocoder Decode."),
+                io.Image.Output(
+                    display_name="picture", tooltip="A drawn person that the model has never seen, to try it."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, variation: int) -> io.NodeOutput:
-        tell(cls, NOTICE)
-        state_dict = random_model(variation).state_dict()
-        speech = {k.removeprefix(SPEECH_PART): x for k, x in state_dict.items() if k.startswith(SPEECH_PART)}
-        encoder = LoadedSpeechEncoder(speech, TINY)
-        model = embedded_model(variation)
-        clip = HostCLIP(random_caption_encoder(variation, TINY.caption_dim))
-        vocoder = LoadedVocoder(random_vocoder(variation))
-        return io.NodeOutput(model, encoder, clip, HostVAE(random_vae(variation)), vocoder)
-
-
-def embedded_model(seed: int, disable_dynamic: bool = False):
-    patcher = build_patcher(random_model(seed).state_dict(), TINY, disable_dynamic=disable_dynamic)
-    patcher.cached_patcher_init = (embedded_model, (seed,))
-    return patcher
+    def execute(cls) -> io.NodeOutput:
+        tell(cls, embedded.NOTICE)
+        model, speech_encoder = parts_of(embedded.model_file(), puppet=True)
+        return io.NodeOutput(
+            model,
+            speech_encoder,
+            HostCLIP(embedded.load_caption_encoder()),
+            HostVAE(embedded.load_vae()),
+            LoadedVocoder(embedded.load_vocoder()),
+            read_image(PICTURE)[None].float() / 255,
+        )
 
 
 NODES = [EmbeddedModel]

@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..uniavgen_core import embedded
 from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.media import MAX_ASPECT, MAX_FPS, MIN_SIDE, fit_image, resample_frames, size_for
 from ..uniavgen_core.mel import SAMPLE_RATE, log_mel, prepare_audio
@@ -198,15 +199,20 @@ class SpeechEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, speech_encoder, text: str, language: str, transcript: str = "") -> io.NodeOutput:
-        transcript = transcript.strip()
-        ids = symbol_ids(text, language, transcript)
-        null = null_symbol_ids(language, transcript)
+        transcript, notes = transcript.strip(), []
         unknown = unknown_symbols(text + transcript, language)
         if unknown:
-            tell(
-                cls,
-                f"the model cannot say {' '.join(unknown)} and leaves a gap; write it in other characters",
+            notes.append(
+                f"the model cannot say {' '.join(unknown)} and leaves a gap; write it in other characters"
             )
+        if speech_encoder.puppet:
+            notes += embedded.warnings(text)
+            if language == "en":
+                text, transcript = embedded.plain(text), embedded.plain(transcript)
+        ids = symbol_ids(text, language, transcript)
+        null = null_symbol_ids(language, transcript)
+        if notes:
+            tell(cls, "; ".join(notes))
         return io.NodeOutput(
             EncodedSpeech(speech_encoder(ids), speech_encoder(null), transcript=bool(transcript))
         )

@@ -38,9 +38,13 @@ SPEECH_PART = "text_embedding."
 
 
 class LoadedSpeechEncoder:
-    """The ConvNeXt V2 part of a checkpoint in a patcher of its own; float32, 25 MB in the release."""
+    """The ConvNeXt V2 part of a checkpoint in a patcher of its own; float32, 25 MB in the release.
 
-    def __init__(self, state_dict: dict[str, Tensor], config: Config):
+    `puppet`: it belongs to the embedded model, which knows few words.
+    """
+
+    def __init__(self, state_dict: dict[str, Tensor], config: Config, puppet: bool = False):
+        self.puppet = puppet
         module = SpeechEncoder(
             config.speech_vocab,
             config.speech_dim,
@@ -121,8 +125,10 @@ def load_parts(name: str, weight_dtype: str = "default"):
     return parts_of(path, weight_dtype)
 
 
-def parts_of(path: Path, weight_dtype: str = "default", disable_dynamic: bool = False):
+def parts_of(path: Path, weight_dtype: str = "default", disable_dynamic: bool = False, puppet: bool = False):
     """MODEL patcher and speech encoder of one file or folder, every tensor used, none missing.
+
+    `puppet`: it is the embedded model.
 
     Raises:
         UserError: another kind of file, tensors that do not fit.
@@ -148,7 +154,7 @@ def parts_of(path: Path, weight_dtype: str = "default", disable_dynamic: bool = 
         disable_dynamic,
     )
     patcher.cached_patcher_init = (_model_again, (path, weight_dtype))
-    return patcher, LoadedSpeechEncoder(speech, config)
+    return patcher, LoadedSpeechEncoder(speech, config, puppet)
 
 
 def _model_again(path: Path, weight_dtype: str, disable_dynamic: bool = False):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workflow_graph import GOLDEN, Graph, Node
-from workflow_notes import note
+ROOT = Path(__file__).parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
-WORKFLOWS = Path(__file__).parents[1] / "workflows"
-ENGLISH = Path(__file__).parents[1] / "locales" / "en" / "nodeDefs.json"
+from workflow_graph import GOLDEN, Graph, Node  # noqa: E402
+from workflow_notes import note  # noqa: E402
+
+from uniavgen_core import embedded as embedded_model  # noqa: E402
+from uniavgen_core.sampling import Settings  # noqa: E402
+
+WORKFLOWS = ROOT / "workflows"
+ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"
 
 HUB = "https://huggingface.co/Comfy-Org"
 VAE = {
@@ -30,44 +38,71 @@ VOCODER = "qwen2.5_omni_bigvgan.safetensors"
 CAPTION = "A person in an orange suit talks to the camera."
 LINE = "Hello from the workshop, it is good to see you."
 VOICE_LINE = "This is how I sound when I read a sentence aloud."
+PUPPET_CAPTION = (
+    "a middle-aged woman with black hair in a bun, glasses and earrings nods while speaking, looking happy, "
+    "in a forest"
+)
+PUPPET_LINE = "Hello, show me the moon."
+PUPPET_VOICE_LINE = "The old friend sings today."
+BEGINNING = 17  # frames of the recording that a continuation keeps
 MODES = ("joint", "reference_voice", "continuation", "dubbing", "audio_driven")
+
+
+Link = tuple[Node, int]
 
 
 @dataclass
 class Parts:
-    """Links to the outputs of the loaders, and the sizes that suit the model."""
+    """Links to the outputs of the loaders, and what suits the model. `picture`: only the embedded has one."""
 
-    model: tuple[Node, int]
-    speech_encoder: tuple[Node, int]
-    clip: tuple[Node, int]
-    vae: tuple[Node, int]
-    vocoder: tuple[Node, int]
-    short_side: int
-    frames: int
-    steps: int
+    model: Link
+    speech_encoder: Link
+    clip: Link
+    vae: Link
+    vocoder: Link
+    picture: Link | None
+    settings: Settings
+    caption: str
+    line: str
+    voice_line: str
+
+    @property
+    def schedule(self) -> dict:
+        return {"steps": self.settings.steps, "shift": self.settings.shift}
+
+    @property
+    def null_pass(self) -> dict:
+        guidance = self.settings.guidance
+        return {"interval": guidance.interval, "skip_layer": next(iter(guidance.skip_layers), -1)}
+
+    @property
+    def guidance(self) -> dict:
+        return {"s_v": self.settings.guidance.s_v, "s_a": self.settings.guidance.s_a, **self.null_pass}
 
 
 def parts(g: Graph, embedded: bool) -> Parts:
     with g.group("1  Model", "load"):
         if embedded:
             model = g.add("UniAVGenEmbeddedModel")
-            return Parts(*((model, slot) for slot in range(5)), short_side=128, frames=33, steps=8)
+            texts = PUPPET_CAPTION, PUPPET_LINE, PUPPET_VOICE_LINE
+            return Parts(*((model, slot) for slot in range(6)), embedded_model.settings(), *texts)
         model = g.add("UniAVGenLoadModel", model_name=MODEL)
         clip = g.add(
             "CLIPLoader", "Caption encoder", models=[TEXT_ENCODER], clip_name=TEXT_ENCODER["name"], type="wan"
         )
         vae = g.add("VAELoader", "VAE", models=[VAE], vae_name=VAE["name"])
         vocoder = g.add("UniAVGenLoadVocoder", vocoder_name=VOCODER)
-        return Parts((model, 0), (model, 1), (clip, 0), (vae, 0), (vocoder, 0), 736, 81, 50)
+        links = (model, 0), (model, 1), (clip, 0), (vae, 0), (vocoder, 0)
+        return Parts(*links, None, Settings(), CAPTION, LINE, VOICE_LINE)
 
 
 def captions(g: Graph, p: Parts) -> tuple[Node, Node]:
-    positive = g.add("CLIPTextEncode", "Caption: what is seen", extra=70, clip=p.clip, text=CAPTION)
+    positive = g.add("CLIPTextEncode", "Caption: what is seen", extra=70, clip=p.clip, text=p.caption)
     negative = g.add("CLIPTextEncode", "Empty caption (leave empty)", extra=40, clip=p.clip, text="")
     return positive, negative
 
 
-def speech(g: Graph, p: Parts, transcript: str = "", text: str = LINE, title: str | None = None) -> Node:
+def speech(g: Graph, p: Parts, text: str, transcript: str = "", title: str | None = None) -> Node:
     return g.add(
         "UniAVGenSpeechEncode",
         title,
@@ -78,10 +113,8 @@ def speech(g: Graph, p: Parts, transcript: str = "", text: str = LINE, title: st
     )
 
 
-def encode_image(
-    g: Graph, p: Parts, image: Node, fps: float | tuple = 16.0, title: str | None = None
-) -> Node:
-    return g.add("UniAVGenVideoEncode", title, vae=p.vae, image=(image, 0), short_side=p.short_side, fps=fps)
+def encode_image(g: Graph, p: Parts, image: Link, fps: float | Link = 16.0) -> Node:
+    return g.add("UniAVGenVideoEncode", vae=p.vae, image=image, short_side=p.settings.short_side, fps=fps)
 
 
 def sample(g: Graph, p: Parts, task: Node, title: str | None = None, **values) -> Node:
@@ -92,7 +125,7 @@ def sample(g: Graph, p: Parts, task: Node, title: str | None = None, **values) -
         positive=(task, 0),
         negative=(task, 1),
         latent=(task, 2),
-        **{"steps": p.steps} | values,
+        **p.guidance | p.schedule | values,
     )
 
 
@@ -114,7 +147,7 @@ def one_clip(mode: str, embedded: bool) -> Graph:
     g = Graph()
     g.note(note(mode, embedded), 700)
     p = parts(g, embedded)
-    task = prepare(g, p, mode, embedded)
+    task = prepare(g, p, mode)
     with g.group("4  Generate", "sample"):
         sampled = sample(g, p, task)
     with g.group("5  Video", "out", 200):
@@ -124,11 +157,13 @@ def one_clip(mode: str, embedded: bool) -> Graph:
     return g
 
 
-def recording(g: Graph, p: Parts, image: Node, positive: Node, negative: Node) -> tuple[Node, Node]:
-    """Frames and sound of a short clip made on the spot, in place of the artist's own files."""
+def recording(
+    g: Graph, p: Parts, mode: str, positive: Node, negative: Node, words: Node | None
+) -> tuple[Link, Link]:
+    """Frames and sound of a clip made on the spot, in place of the artist's own files."""
     with g.group("A recording, made on the spot (use your own instead)", "give"):
-        words = speech(g, p, text=VOICE_LINE, title="Words of the recording")
-        encoded = encode_image(g, p, image)
+        words = words or speech(g, p, p.voice_line, title="Words of the recording")
+        encoded = encode_image(g, p, p.picture)
         g.column()
         task = g.add(
             "UniAVGenJoint",
@@ -136,35 +171,40 @@ def recording(g: Graph, p: Parts, image: Node, positive: Node, negative: Node) -
             negative=(negative, 0),
             speech=(words, 0),
             video=(encoded, 0),
-            frames=17,
+            frames=p.settings.frames,
         )
-        sampled = sample(g, p, task, "Sampler of the recording", steps=4, seed=7)
+        sampled = sample(g, p, task, "Sampler of the recording", seed=7)
         g.column(200)
-        return decode(g, p, sampled)
+        frames, sound = decode(g, p, sampled)
+        if mode == "continuation":
+            frames = g.add(
+                "ImageFromBatch", "The beginning", image=(frames, 0), batch_index=0, length=BEGINNING
+            )
+        return (frames, 0), (sound, 0)
 
 
-def prepare(g: Graph, p: Parts, mode: str, embedded: bool) -> Node:
+def prepare(g: Graph, p: Parts, mode: str) -> Node:
     """What the artist brings, encoded; the task node."""
     uses_video = mode in ("continuation", "dubbing")
     uses_sound = mode in ("reference_voice", "continuation", "audio_driven")
-    recorded = embedded and mode != "joint"
-    audio, fps = None, 16.0
+    recorded = p.picture is not None and mode != "joint"
+    says_the_same = recorded and mode != "reference_voice"  # as the recording
+    audio, fps, source = None, 16.0, p.picture
     with g.group("2  What you bring", "give"):
         if uses_video and not recorded:
             video = g.add("LoadVideo", "Video", extra=300, file="clip.mp4")
-            source = g.add("GetVideoComponents", video=(video, 0))
-            audio, fps = (source, 1), (source, 2)
-        else:
-            source = g.add("LoadImage", "Picture of the person", extra=240, image="example.png")
-            if uses_sound and not recorded:
+            components = g.add("GetVideoComponents", video=(video, 0))
+            source, audio, fps = (components, 0), (components, 1), (components, 2)
+        elif source is None:
+            source = (g.add("LoadImage", "Picture of the person", extra=240, image="example.png"), 0)
+            if uses_sound:
                 title = "Voice" if mode == "reference_voice" else "Speech"
                 audio = (g.add("LoadAudio", title, extra=40, audio="voice.wav"), 0)
         positive, negative = captions(g, p)
-        line = VOICE_LINE if mode == "audio_driven" else LINE
-        words = speech(g, p, VOICE_LINE if mode == "reference_voice" else "", line)
+        line = p.voice_line if says_the_same or mode == "audio_driven" else p.line
+        words = speech(g, p, line, p.voice_line if mode == "reference_voice" else "")
     if recorded:
-        frames, sound = recording(g, p, source, positive, negative)
-        audio = (sound, 0)
+        frames, audio = recording(g, p, mode, positive, negative, words if says_the_same else None)
         source = frames if uses_video else source
     with g.group("3  Encode, and the task", "task"):
         video = encode_image(g, p, source, fps)
@@ -177,11 +217,13 @@ def prepare(g: Graph, p: Parts, mode: str, embedded: bool) -> Node:
             "video": (video, 0),
         }
         if mode == "joint":
-            return g.add("UniAVGenJoint", frames=p.frames, **links)
+            return g.add("UniAVGenJoint", frames=p.settings.frames, **links)
         if mode == "reference_voice":
-            return g.add("UniAVGenReferenceVoice", reference_voice=(mel, 0), frames=p.frames, **links)
+            return g.add(
+                "UniAVGenReferenceVoice", reference_voice=(mel, 0), frames=p.settings.frames, **links
+            )
         if mode == "continuation":
-            return g.add("UniAVGenContinuation", mel=(mel, 0), frames=p.frames, **links)
+            return g.add("UniAVGenContinuation", mel=(mel, 0), frames=p.settings.frames, **links)
         if mode == "dubbing":
             return g.add("UniAVGenDubbing", **links)
         return g.add("UniAVGenAudioDriven", mel=(mel, 0), **links)
@@ -192,12 +234,12 @@ def advanced(embedded: bool) -> Graph:
     name = "embedded_advanced" if embedded else "advanced"
     g.note(note("advanced", embedded), 700)
     p = parts(g, embedded)
-    task = prepare(g, p, "joint", embedded)
+    task = prepare(g, p, "joint")
     with g.group("4  Generate, piece by piece", "sample"):
         noise = g.add("RandomNoise", noise_seed=2025)
-        guider = g.add("UniAVGenGuider", model=p.model, positive=(task, 0), negative=(task, 1))
+        guider = g.add("UniAVGenGuider", model=p.model, positive=(task, 0), negative=(task, 1), **p.guidance)
         solver = g.add("KSamplerSelect", sampler_name="euler")
-        sigmas = g.add("UniAVGenScheduler", steps=p.steps)
+        sigmas = g.add("UniAVGenScheduler", **p.schedule)
         g.column(240)
         sampled = g.add(
             "SamplerCustomAdvanced",
@@ -237,9 +279,9 @@ def guidance_grid(embedded: bool) -> Graph:
     name = "embedded_guidance_grid" if embedded else "guidance_grid"
     g.note(note("guidance_grid", embedded), 700)
     p = parts(g, embedded)
-    p.frames, p.steps = (17, 4) if embedded else (49, 25)
-    p.short_side = 128 if embedded else 384
-    task = prepare(g, p, "joint", embedded)
+    if not embedded:
+        p.settings = replace(p.settings, short_side=384, frames=49, steps=25)
+    task = prepare(g, p, "joint")
     with g.group("4  Every pair of s_v and s_a", "sample"):
         grid = g.add(
             "UniAVGenGuidanceGrid",
@@ -247,9 +289,9 @@ def guidance_grid(embedded: bool) -> Graph:
             positive=(task, 0),
             negative=(task, 1),
             latent=(task, 2),
-            s_v="1, 3, 5",
-            s_a="1, 3",
-            steps=p.steps,
+            s_v="1, 2, 4" if embedded else "1, 3, 5",
+            s_a="1, 2" if embedded else "1, 3",
+            **p.null_pass | p.schedule,
         )
     with g.group("5  Decode them all", "out", 200):
         images, audio = decode(g, p, grid)

@@ -21,6 +21,7 @@ from clips import (
     write_wav,
 )
 from PIL import Image
+from random_parts import random_model
 from safetensors.torch import load_file, save_file
 
 from uniavgen_core import embedded, media, pipeline
@@ -60,8 +61,8 @@ def given(tmp_path_factory):
     for name, picture_flags in (("mute.mp4", "-an"), ("single.mp4", "-frames:v 1")):
         remux(clip, g / name, picture_flags)
 
-    tensors = embedded.random_model().state_dict()
-    config = json.dumps(embedded.random_model().config.to_dict())
+    tensors = random_model().state_dict()
+    config = json.dumps(random_model().config.to_dict())
     whole = g / "model.safetensors"
     save_file(tensors, whole, {"uniavgen_config": config})
     half(whole, g / "cut.safetensors")
@@ -266,7 +267,7 @@ CASES = {
     "s_v nan": (JOINT + " --s-v nan", "s_v is nan", "use 0 to 100"),
     "s_a inf": (JOINT + " --s-a inf", "s_a is inf", "use 0 to 100"),
     "interval 2": (JOINT + " --interval 2", "interval is 2.0", "use 0 .* to 1"),
-    "skip layer 99": (JOINT + " --skip-layer 99", "skip layer 99 does not exist", "has layers 0..3"),
+    "skip layer 99": (JOINT + " --skip-layer 99", "skip layer 99 does not exist", "has layers 0"),
     "guidance": (JOINT + " --guidance strong", "invalid choice: 'strong'", "choose from"),
     "seed -1": (JOINT + " --seed -1", "seed is -1", "use a whole number from 0"),
     "seed 2^63": (JOINT + f" --seed {2**63}", f"seed is {2**63}", "use a whole number from 0"),
@@ -462,13 +463,13 @@ SMALL = "generate --image {g}/photo.png --frames 5 --short-side 32 --steps 1"
 
 
 def test_a_model_that_yields_nan_is_told(tmp_path, capfd, monkeypatch, given):
-    def broken(seed=0):
-        model = random_model(seed)
+    def broken(*place):
+        model = whole(*place)
         model.head.head.bias.fill_(float("nan"))
         return model
 
-    random_model = embedded.random_model
-    monkeypatch.setattr(embedded, "random_model", broken)
+    whole = embedded.load_model
+    monkeypatch.setattr(embedded, "load_model", broken)
     only_line(*uniavgen(capfd, *command(SMALL, given, tmp_path)), "output is not finite", "use bf16 or fp32")
     assert list(tmp_path.iterdir()) == []
 

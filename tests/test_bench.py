@@ -89,7 +89,7 @@ def test_every_stage_is_timed(capfd):
     report = json.loads(printed)
     assert code == 0
     assert report["size"] == {"width": 64, "height": 64, "frames": 5}
-    assert (report["device"], report["random_weights"]) == ("cpu", True)
+    assert (report["device"], report["embedded"]) == ("cpu", True)
     stages = ["load_caption_encoder", "caption", "load_vae", "vae_encode_image", "load_model", "speech"]
     stages += [
         f"{step}_{kind}" for kind in ("no_guidance", "ma_cfg", "cfg") for step in ("first_step", "step")

@@ -25,9 +25,10 @@ from clips import (
     uniavgen,
     write_wav,
 )
+from random_parts import RandomWeights, random_model
 from safetensors.torch import load_file, save_file
 
-from uniavgen_core import embedded, media, mel, pipeline, tasks
+from uniavgen_core import media, mel, pipeline, tasks
 from uniavgen_core.caption import random_caption_encoder
 from uniavgen_core.guidance import Guidance
 from uniavgen_core.vae import random_vae
@@ -95,11 +96,11 @@ def test_every_mode_makes_a_playable_clip_with_sound(tmp_path, capfd, real, mode
     assert abs(seconds_of(video.audio) - FRAMES / 16) <= AAC_FRAME
     assert video.audio[0].abs().max() > 1e-3
     expected = {"out": str(out), "mode": mode, "width": width, "height": height, "frames": FRAMES, "fps": 16}
-    expected |= {"samples": 25500, "sample_rate": 24000, "seed": 2025, "random_weights": True}
+    expected |= {"samples": 25500, "sample_rate": 24000, "seed": 2025, "embedded": True}
     assert {name: made[name] for name in expected} == expected
     assert made["seconds"].keys() >= {"caption", "encode", "sample", "decode", "write"}
     assert all(note in notes for note in made["notes"])
-    assert "RANDOM weights" in notes
+    assert "a small puppet model, trained on synthetic drawn faces" in notes
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -108,7 +109,7 @@ def test_a_seed_gives_the_same_clip_and_another_seed_another(tmp_path, real, mod
     def run(seed):
         out = tmp_path / "clip.mp4"
         small = request(mode, real, out, seed=seed, short_side=32)
-        made = pipeline.generate(small, pipeline.Weights())
+        made = pipeline.generate(small, RandomWeights())
         again = media.read_video(out)
         return made.sample.video, made.sample.audio, again.frames, again.audio[0]
 
@@ -134,7 +135,7 @@ def test_a_given_photo_opens_the_clip_exactly(tmp_path, real):
     photo = media.fit_image(media.read_image(real / "photo.png")[None], SIDE, SIDE)
     for mode in ("joint", "reference-voice", "audio-driven"):
         short = request(mode, real, tmp_path / "clip.mp4", frames=5, steps=1)
-        made = pipeline.generate(short, pipeline.Weights())
+        made = pipeline.generate(short, RandomWeights())
         assert torch.equal(made.sample.video[:, :, :1], encoded(photo))
 
 
@@ -142,7 +143,7 @@ def test_a_continuation_keeps_the_beginning_of_picture_and_sound_exactly(tmp_pat
     known = media.read_video(real / "clip.mp4", fps=16)
     pictures = media.fit_image(known.frames[:9], 96, 64)
     wave = mel.prepare_audio(*known.audio)[: tasks.mel_frames(9) * mel.HOP]
-    made = pipeline.generate(request("continuation", real, tmp_path / "clip.mp4"), pipeline.Weights())
+    made = pipeline.generate(request("continuation", real, tmp_path / "clip.mp4"), RandomWeights())
     assert made.sample.video.shape[2] == 5
     assert torch.equal(made.sample.video[:, :, :3], encoded(pictures))
     assert made.sample.audio.shape[1] == MELS
@@ -158,7 +159,7 @@ def test_without_prefix_frames_half_the_clip_is_kept_and_told(tmp_path, capfd, r
 def test_dubbing_keeps_the_whole_picture_and_gives_it_a_voice(tmp_path, real):
     given = media.read_video(real / "clip.mp4", fps=16)
     pictures = media.fit_image(given.frames[:FRAMES], 96, 64)
-    made = pipeline.generate(request("dubbing", real, tmp_path / "clip.mp4"), pipeline.Weights())
+    made = pipeline.generate(request("dubbing", real, tmp_path / "clip.mp4"), RandomWeights())
     assert torch.equal(made.sample.video, encoded(pictures))
     written = media.read_video(tmp_path / "clip.mp4").frames
     assert (written.float() - pictures.float()).square().mean() < 255**2 / 10**3  # 30 dB
@@ -166,7 +167,7 @@ def test_dubbing_keeps_the_whole_picture_and_gives_it_a_voice(tmp_path, real):
 
 def test_audio_driven_keeps_the_whole_sound(tmp_path, real):
     sound = mel.prepare_audio(*media.read_audio(real / "voice.wav"))[: MELS * mel.HOP]
-    made = pipeline.generate(request("audio-driven", real, tmp_path / "clip.mp4"), pipeline.Weights())
+    made = pipeline.generate(request("audio-driven", real, tmp_path / "clip.mp4"), RandomWeights())
     assert torch.equal(made.sample.audio, latent_of(mel.peak_normalise(sound)))
     heard = media.read_video(tmp_path / "clip.mp4").audio[0][0, : len(sound)]
     assert torch.corrcoef(torch.stack((heard, sound)))[0, 1] > 0.98
@@ -229,7 +230,7 @@ def test_a_caption_longer_than_the_model_reads_is_cut_and_told(tmp_path, capfd, 
     assert any(re.fullmatch(told, note) for note in made["notes"])
 
 
-def test_without_sizes_the_random_model_makes_two_seconds_at_128_pixels(tmp_path, capfd, real):
+def test_without_sizes_the_embedded_model_makes_two_seconds_at_128_pixels(tmp_path, capfd, real):
     out = tmp_path / "clip.mov"
     arguments = ("--text", TEXT, "--image", real / "photo.png", "--steps", 1, "--out", out)
     code, printed, _ = uniavgen(capfd, "generate", *arguments)
@@ -247,12 +248,12 @@ def test_guidance_is_a_slider_whose_ends_are_plain_cfg_and_none(tmp_path, capfd,
     def same(a, b):
         return all(torch.equal(x, y) for x, y in zip(a, b))
 
-    ma_cfg, cfg, none = frames(), frames("--guidance", "cfg"), frames("--guidance", "none")
+    ma_cfg, cfg, none = frames("--interval", 0.5), frames("--guidance", "cfg"), frames("--guidance", "none")
     assert same(cfg, frames("--interval", 0))
     assert same(none, frames("--s-v", 1, "--s-a", 1))
     assert not same(ma_cfg, cfg)
     assert not same(ma_cfg, none)
-    assert not same(ma_cfg, frames("--skip-layer", 2))
+    assert not same(ma_cfg, frames("--interval", 0.5, "--skip-layer", 2))
 
 
 # weights
@@ -262,7 +263,7 @@ def test_guidance_is_a_slider_whose_ends_are_plain_cfg_and_none(tmp_path, capfd,
 def weights(tmp_path_factory):
     """The random parts as their publishers release such parts: folders, the model in three shards."""
     folder = tmp_path_factory.mktemp("weights")
-    model = embedded.random_model()
+    model = random_model()
     tensors = model.state_dict()
     names = [f"diffusion_pytorch_model-{i + 1:05d}-of-00003.safetensors" for i in range(3)]
     places = {key: names[i % 3] for i, key in enumerate(tensors)}
@@ -288,9 +289,10 @@ def test_weights_from_files_make_the_clip_that_the_same_parts_make(tmp_path, cap
     files = {"model": model, "vae": weights / "vae", "text_encoder": weights / "umt5", "vocoder": vocoder}
     small = (*flags(files), "--dtype", "fp32", "--device", "cpu", "--image", real / "photo.png")
     video, made, notes = clip_of(capfd, tmp_path / "clip.mp4", *small)
-    assert not made["random_weights"]
-    assert "RANDOM" not in notes
-    reference, _, _ = clip_of(capfd, tmp_path / "clip.mp4", "--image", real / "photo.png")
+    assert not made["embedded"]
+    assert "puppet" not in notes
+    pipeline.generate(request("joint", real, tmp_path / "same.mp4"), RandomWeights())
+    reference = media.read_video(tmp_path / "same.mp4")
     # tensors that lie elsewhere in memory may be summed in another order
     assert (video.frames.float() - reference.frames.float()).abs().mean() < 1
     assert (video.audio[0] - reference.audio[0]).norm() < 0.01 * reference.audio[0].norm()
@@ -304,7 +306,7 @@ def test_without_a_vocoder_the_sound_comes_from_griffin_lim(tmp_path, capfd, rea
 
 
 def test_half_precision_files_work_and_inspect_says_what_they_are(tmp_path, capfd, real, weights):
-    parameters = sum(p.numel() for p in embedded.random_model().parameters())
+    parameters = sum(p.numel() for p in random_model().parameters())
     for dtype, code in (("bf16", "BF16"), ("fp16", "F16"), ("fp8", "F8_E4M3")):
         model = tmp_path / f"{dtype}.safetensors"
         assert uniavgen(capfd, "convert", weights / "model", model, "--dtype", dtype)[0] == 0

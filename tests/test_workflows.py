@@ -105,7 +105,7 @@ def test_a_note_tells_the_artist_what_to_do(path):
     assert len(notes) == 1
     words = notes[0]["widgets_values"][0]
     assert "## What to set" in words
-    assert ("random weights" in words) == path.stem.startswith("embedded_")
+    assert ("small puppet model" in words) == path.stem.startswith("embedded_")
     assert ("MCG-NJU/UniAVGen" in words) == (not path.stem.startswith("embedded_"))
 
 

@@ -1,5 +1,9 @@
 """What the note of each workflow tells the artist."""
 
+from __future__ import annotations
+
+from uniavgen_core.embedded import NOTICE, words
+
 RELEASED_START = """\
 # UniAVGen: {title}
 
@@ -16,13 +20,13 @@ the download links
 EMBEDDED_START = """\
 # UniAVGen: {title} (embedded model)
 
-Press Run: no download, no graphics card; a clip takes seconds to a minute on a CPU. **The embedded parts \
-have random weights** until a trained model ships with the pack: picture and sound are noise. This graph is \
-for trying the wiring; for real clips open the workflow of the same name without *embedded*.
+Press Run: no download, no graphics card; a clip takes less than a minute on a CPU. This is **{notice}**. It \
+animates drawn people such as the one that comes with it, and knows no photographs. For real people open the \
+workflow of the same name without *embedded*.
 
 """
 
-_SLIDERS = """
+_RELEASED_SLIDERS = """
 ## Sliders
 - **s_v** - how strongly the picture follows words, caption and sound. 3 is the default. Lips drift: up. \
 Stiff or burnt: down.
@@ -35,6 +39,23 @@ Turn a slider and press Run again: only the sampler and what follows runs again,
 ## Cost
 Time grows with the steps, a little faster than the length, and about fivefold from 384 to 736 pixels on the \
 short side. Try at 384, finish at 736.
+"""
+
+_EMBEDDED_SLIDERS = """
+## Sliders
+- **s_v** - how strongly the picture follows words, caption and sound: at 1 the lips move by themselves, too \
+high overshoots. **s_a** - the same for the sound.
+- **steps**, **interval** and **shift** stand where this model does best.
+- **seed** - another seed is another take.
+
+Turn a slider and press Run again: only the sampler and what follows runs again, the encoders stay cached.
+
+## Words and captions
+It can say sentences of 2 to 5 words in 2 seconds, of these words: {words}.
+
+It learnt captions of one form: *an old man with curly grey hair, a beard and glasses nods while speaking, \
+looking sad, by the sea*. Keep the first part true to the picture; change how the head moves (nods, sways, \
+looks around, tilts the head, holds still) and the mood. Size and length stay at 128 pixels and 33 frames.
 """
 
 TITLES = {
@@ -121,6 +142,61 @@ Every pair is one whole run: 3 x 2 pairs take six times as long as one clip.
 }
 
 
+# what the embedded workflow does otherwise than the released one
+EMBEDDED_NOTES = {
+    "joint": """\
+## What it does
+The drawn person says a line, sound and picture made together.
+
+## What to set
+1. The words, in Speech Encode.
+2. The caption: who and where, and how the head moves.
+""",
+    "reference_voice": """\
+## What it does
+As Joint, but spoken in the voice of a recording, which is made on the spot.
+
+## What to set
+1. The words, and the caption.
+2. Another voice: a recording of one person, connected to Mel Encode, with its exact words in \
+**transcript** of Speech Encode.
+""",
+    "continuation": """\
+## What it does
+Goes on from the beginning of a recording, which is made on the spot: its frames and its sound come first, \
+unchanged, then the model continues both.
+
+## What to set
+1. The words of the **whole** clip: those already said, then the new ones.
+2. The length of the beginning, in Get Image from Batch: 4n + 1 frames.
+""",
+    "dubbing": """\
+## What it does
+Gives a clip, which is made on the spot, a new voice. The picture comes back unchanged, the sound is made to \
+fit the lips.
+
+## What to set
+1. The words. They should fit the lips.
+2. For a certain voice connect a UniAVGen Mel Encode to **reference_voice** and write its words into \
+**transcript** of Speech Encode.
+""",
+    "audio_driven": """\
+## What it does
+Gives a recording, which is made on the spot, a face: the drawn person speaks it.
+
+## What to set
+1. The words of the recording, in Speech Encode, and the caption.
+2. A recording of your own: one voice, no music.
+""",
+    "advanced": NOTES["advanced"],
+    "guidance_grid": NOTES["guidance_grid"].replace("with 1, 3, 5 across", "with 1, 2, 4 across"),
+}
+
+
 def note(name: str, embedded: bool) -> str:
-    start = EMBEDDED_START if embedded else RELEASED_START
-    return start.format(title=TITLES[name]) + NOTES[name] + ("" if name == "guidance_grid" else _SLIDERS)
+    if not embedded:
+        sliders = "" if name == "guidance_grid" else _RELEASED_SLIDERS
+        return RELEASED_START.format(title=TITLES[name]) + NOTES[name] + sliders
+    sliders = _EMBEDDED_SLIDERS.format(words=", ".join(sorted(words(), key=str.lower)))
+    start = EMBEDDED_START.format(title=TITLES[name], notice=NOTICE)
+    return start + EMBEDDED_NOTES[name] + ("" if name == "guidance_grid" else sliders)

@@ -184,7 +184,7 @@ def stage_report(weights: Weights, size: Size) -> dict:
     weights.check()
     device = torch.device(weights.device)
     on_gpu = device.type == "cuda"
-    report: dict = {"size": size._asdict(), "device": str(device), "random_weights": weights.embedded}
+    report: dict = {"size": size._asdict(), "device": str(device), "embedded": weights.embedded}
 
     def measured(name: str, work: Callable[[], T]) -> T:
         if on_gpu:

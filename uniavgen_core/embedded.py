@@ -1,31 +1,117 @@
-"""The parts that need no download.
+"""The embedded model: small trained parts that ship with the package and need no download.
 
-A trained embedded model does not exist yet: these are small seeded random parts of the real classes. They
-run the real path in seconds on a CPU and make noise, not a person; whoever uses them must say so.
+A puppet model, trained by `uniavgen_core.training` on drawn faces that say the words of `words()`; its card
+is `embedded_model/README.md`.
 """
 
 from __future__ import annotations
 
+import json
+import re
+from functools import cache
+from pathlib import Path
+
 import torch
 
-from .config import TINY
+from . import caption, checkpoint, vae, vocoder
+from .caption import CaptionEncoder
+from .config import Config
+from .errors import UserError
+from .guidance import Guidance
 from .model import DualBranchDiT
 from .sampling import Settings
+from .vae import WanVAE
+from .vocoder import GriffinLim, Vocoder
 
-SETTINGS = Settings(frames=33, short_side=128)
+PACKAGE = Path(__file__).parent
+FOLDER = PACKAGE / "embedded_model"
+PARTS = ("model.safetensors", "vae", "caption_encoder", "settings.json")
+FRAMES, SHORT_SIDE = 33, 128
+NOTICE = "a small puppet model, trained on synthetic drawn faces and 72 words; not the 7 B model"
 
-NOTICE = (
-    "no weights given: small RANDOM weights are used, the clip will be noise and not a talking person; "
-    "give the released weights for a real one"
-)
+
+def folder() -> Path:
+    """Where the parts are.
+
+    Raises:
+        UserError: one of them is missing.
+    """
+    for part in PARTS:
+        if not (FOLDER / part).exists():
+            raise UserError(
+                f"{FOLDER / part}: this part of the embedded model is missing; install the whole package "
+                "again, or give the weights of another model"
+            )
+    return FOLDER
 
 
-def random_model(seed: int = 0) -> DualBranchDiT:
-    """A `DualBranchDiT` of size `TINY` with seeded random weights; the global random state is untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = DualBranchDiT(TINY)
-        for name, parameter in model.named_parameters():
-            if "modulation" in name or "grn" in name or name == "audio_padding":
-                torch.nn.init.normal_(parameter, std=0.1)
-    return model.eval().requires_grad_(False)
+def model_file() -> Path:
+    """The `DualBranchDiT`, as `checkpoint.load_model` reads it; half precision."""
+    return folder() / "model.safetensors"
+
+
+def config() -> Config:
+    """The sizes of the model."""
+    return checkpoint.read_checkpoint(model_file()).config()
+
+
+def settings() -> Settings:
+    """How the embedded model is run by default.
+
+    Raises:
+        UserError: `settings.json` is damaged.
+    """
+    file = folder() / "settings.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        skip = () if values["skip_layer"] < 0 else (values["skip_layer"],)
+        guidance = Guidance(values["s_v"], values["s_a"], values["interval"], skip)
+        return Settings(guidance, values["steps"], values["shift"], FRAMES, SHORT_SIDE)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: damaged ({error!r}); install the package again") from error
+
+
+def load_model(device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> DualBranchDiT:
+    """The model, float32 unless another `dtype` is asked for."""
+    return checkpoint.load_model(model_file(), "cpu", dtype or torch.float32).to(device)
+
+
+def load_vae(device: str | torch.device = "cpu") -> WanVAE:
+    """The VAE, float32."""
+    return WanVAE(vae.load_vae(folder() / "vae").model.to(device))
+
+
+def load_caption_encoder(device: str | torch.device = "cpu") -> CaptionEncoder:
+    """The caption encoder, float32."""
+    return caption.load_caption_encoder(folder() / "caption_encoder", device)
+
+
+def load_vocoder(device: str | torch.device = "cpu") -> Vocoder | GriffinLim:
+    """The trained vocoder where there is one, else Griffin-Lim."""
+    path = folder() / "vocoder"
+    return vocoder.load_vocoder(path, device) if path.exists() else GriffinLim().to(device)
+
+
+@cache
+def words() -> frozenset[str]:
+    """The 72 words that the model has learnt to say."""
+    text = (PACKAGE / "data" / "theatre_words.txt").read_text(encoding="utf-8")
+    return frozenset(text.split())
+
+
+def plain(text: str) -> str:
+    """English as the model learnt it: words in small letters, nothing between them but a space.
+
+    A text without any word stays as it is.
+    """
+    return " ".join(_words(text)) or text
+
+
+def warnings(text: str) -> list[str]:
+    """A line that names the words of a text that the model has never heard; none if it knows them all."""
+    unknown = [word for word in dict.fromkeys(_words(text)) if word not in words()]
+    return [f"the puppet never learnt to say {', '.join(unknown)}; expect a mumble"] if unknown else []
+
+
+def _words(text: str) -> list[str]:
+    return ["I" if word in ("i", "I") else word.lower() for word in re.findall(r"[^\W_]+(?:'[^\W_]+)*", text)]

@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import embedded, media, mel, speech, tasks
-from .caption import CaptionEncoder, load_caption_encoder, random_caption_encoder
+from .caption import CaptionEncoder, load_caption_encoder
 from .checkpoint import load_model, read_checkpoint
-from .config import TINY, Config
+from .config import Config
 from .errors import UserError
 from .guidance import Guidance, Texts
 from .model import DualBranchDiT
 from .sampling import Sample, Settings, sample, schedule
-from .vae import WanVAE, load_vae, random_vae
-from .vocoder import GriffinLim, Vocoder, load_vocoder, random_vocoder
+from .vae import WanVAE, load_vae
+from .vocoder import GriffinLim, Vocoder, load_vocoder
 
 MIN_FRAMES = 5
 
@@ -43,9 +43,9 @@ INPUTS = ("image", "video", "audio", "voice", "voice_text")
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the four parts are; a part that is not given is random, the vocoder Griffin-Lim.
+    """Where the four parts are; without a vocoder the sound comes from Griffin-Lim.
 
-    Without any path all four are the embedded parts.
+    Without any path all four are those of the embedded model.
     """
 
     model: str | None = None
@@ -61,7 +61,7 @@ class Weights:
 
     def settings(self) -> Settings:
         """How the model is run unless the request says otherwise."""
-        return embedded.SETTINGS if self.embedded else Settings()
+        return embedded.settings() if self.embedded else Settings()
 
     def check(self) -> Config:
         """Everything that can be known about the files without loading them; the model's sizes.
@@ -70,34 +70,35 @@ class Weights:
             UserError: the model's file is missing, damaged or another model; a part is missing.
         """
         if self.embedded:
-            return TINY
+            return embedded.config()
         missing = [name for name in ("model", "vae", "text_encoder") if not getattr(self, name)]
         if missing:
             names = ", ".join("--" + name.replace("_", "-") for name in missing)
-            raise UserError(f"some weights are given but not {names}; give all three, or none for a dry run")
+            raise UserError(
+                f"some weights are given but not {names}; give all three, or none for the embedded model"
+            )
         for path in (self.vae, self.text_encoder, self.vocoder):
             if path and not Path(path).exists():
                 raise UserError(f"{path}: no such file or folder; check the path")
         return read_checkpoint(self.model).config()
 
     def load_model(self) -> DualBranchDiT:
-        if self.model:
-            return load_model(self.model, self.device, self.dtype)
-        return embedded.random_model().to(self.device)
+        if self.embedded:
+            return embedded.load_model(self.device, self.dtype)
+        return load_model(self.model, self.device, self.dtype)
 
     def load_vae(self) -> WanVAE:
-        return load_vae(self.vae, self.device) if self.vae else WanVAE(random_vae().model.to(self.device))
+        return embedded.load_vae(self.device) if self.embedded else load_vae(self.vae, self.device)
 
     def load_caption_encoder(self) -> CaptionEncoder:
-        if self.text_encoder:
-            return load_caption_encoder(self.text_encoder, self.device, self.dtype or torch.bfloat16)
-        encoder = random_caption_encoder()
-        return CaptionEncoder(encoder.model.to(self.device), encoder.tokenizer)
+        if self.embedded:
+            return embedded.load_caption_encoder(self.device)
+        return load_caption_encoder(self.text_encoder, self.device, self.dtype or torch.bfloat16)
 
     def load_vocoder(self) -> Vocoder | GriffinLim:
-        if self.vocoder:
-            return load_vocoder(self.vocoder, self.device)
-        return random_vocoder().to(self.device) if self.embedded else GriffinLim()
+        if self.embedded:
+            return embedded.load_vocoder(self.device)
+        return load_vocoder(self.vocoder, self.device) if self.vocoder else GriffinLim()
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Result:
     frames: int
     samples: int
     seed: int
-    random_weights: bool
+    embedded: bool
     notes: list[str]
     seconds: dict[str, float]
     sample: Sample
@@ -210,17 +211,20 @@ class Result:
         return {**values, "fps": tasks.FPS, "sample_rate": mel.SAMPLE_RATE}
 
 
-def read_inputs(request: Request) -> Inputs:
+def read_inputs(request: Request, as_said: Callable[[str], str] = str) -> Inputs:
     """Reads and checks every file and text of a completed request.
 
     Its `frames` are the length to make where the files do not decide it, and the most that is used of them.
+    `as_said`: English as the model learnt to write it.
 
     Raises:
         UserError: as the functions of `media`, `mel` and `speech`, or files too short for the task.
     """
     frames = request.frames
-    voice_text = request.voice_text or ""
-    symbols = speech.symbol_ids(request.text, request.language, voice_text)
+    text, voice_text = request.text, request.voice_text or ""
+    if request.language == "en":
+        text, voice_text = as_said(text), as_said(voice_text)
+    symbols = speech.symbol_ids(text, request.language, voice_text)
     null_symbols = speech.null_symbol_ids(request.language, voice_text)
     notes = []
     unknown = speech.unknown_symbols(request.text, request.language)
@@ -301,9 +305,11 @@ def generate(
     request.check()
     config = weights.check()
     guidance = _fitting(request.guidance, config.layers)
-    inputs = read_inputs(request)
     if weights.embedded:
-        inputs.notes.insert(0, embedded.NOTICE)
+        inputs = read_inputs(request, embedded.plain)
+        inputs.notes[:0] = [f"no weights given: this is {embedded.NOTICE}", *embedded.warnings(request.text)]
+    else:
+        inputs = read_inputs(request)
     device = torch.device(weights.device)
     seconds: dict[str, float] = {}
 
@@ -375,7 +381,7 @@ def generate(
         frames=inputs.frames,
         samples=round(inputs.frames / tasks.FPS * mel.SAMPLE_RATE),
         seed=request.seed,
-        random_weights=weights.embedded,
+        embedded=weights.embedded,
         notes=inputs.notes,
         seconds=seconds,
         sample=out,

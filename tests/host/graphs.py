@@ -12,7 +12,7 @@ def node(class_type: str, /, **inputs) -> dict:
 def parts() -> dict:
     """The embedded model, caption and words."""
     return {
-        "parts": node("UniAVGenEmbeddedModel", variation=0),
+        "parts": node("UniAVGenEmbeddedModel"),
         "caption": node("CLIPTextEncode", clip=["parts", 2], text="a person talks"),
         "no caption": node("CLIPTextEncode", clip=["parts", 2], text=""),
         "words": node(

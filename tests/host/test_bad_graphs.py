@@ -41,7 +41,6 @@ LOADED = {"loaded": node("UniAVGenLoadModel", model_name="", weight_dtype="defau
 VOCODER = {"vocoder": node("UniAVGenLoadVocoder", vocoder_name="")}
 EMPTY_LATENT = {"wrong": node("EmptyLatentImage", width=64, height=64, batch_size=1)}
 PIXEL_VAE = {"wrong": node("VAELoader", vae_name="pixel_space")}
-LATER_PARTS = {"later": node("UniAVGenEmbeddedModel", variation=1)}
 FACE = {
     "face": node(
         "UniAVGenFaceMask",
@@ -309,7 +308,7 @@ MODELS = [
         ("Required input is missing", "reference_voice"),
         "reference-voice",
     ),
-    Bad("face mask of a block that is not there", {"face.block": 7}, ("block is 7", "0 to 1"), extra=FACE),
+    Bad("face mask of a block that is not there", {"face.block": 7}, ("block is 7", "blocks 0 to 2"), extra=FACE),
     Bad(
         "face mask on other pictures",
         {"face.images": ["wrong", 0]},

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from random_parts import random_model
 from safetensors.torch import load_file, save_file
 
 # file, weight_dtype -> how far the clip may be from that of the float32 file
@@ -35,7 +36,7 @@ def pack(host, tmp_path_factory) -> SimpleNamespace:
 
     folder = tmp_path_factory.mktemp("diffusion_models")
     config = module("uniavgen_core.config").TINY
-    weights = module("uniavgen_core.embedded").random_model(3).state_dict()
+    weights = random_model(3).state_dict()
     for dtype in ("fp32", "bf16", "fp16", "fp8"):
         module("uniavgen_core.checkpoint").save_checkpoint(
             folder / f"{dtype}.safetensors", weights.items(), config, dtype

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import av
 import pytest
+import torch
 from graphs import ENCODERS, FOLLOWERS, advanced_sampler, changed, clip, given, node, sampler, shown
 from host_server import PACK_NAME, HostServer
 from PIL import Image
 from tiny_files import BF16, FP32, SHARDS, VOCODER
 
+from uniavgen_core import embedded, pipeline
+from uniavgen_core.guidance import Guidance
+
 MODES = ("joint", "reference-voice", "continuation", "dubbing", "audio-driven")
+PUPPET = Path(__file__).parents[2] / "assets" / "puppet.png"
 OBJECT_INFO = Path(__file__).parents[1] / "object_info.json"
 IMPORT_SECONDS = 2.0
 AAC_FRAME = 1024
@@ -96,6 +101,31 @@ def test_guider_and_schedule_under_the_hosts_sampler_make_the_clip_of_the_sample
     assert pixels(server, clip(), "one") == pixels(server, clip() | advanced_sampler(), "four")
 
 
+def test_the_embedded_model_makes_here_the_clip_of_the_command_without_comfyui(server, tmp_path):
+    text, caption = "Hello, show me the moon.", "an old man nods while speaking, looking sad, by the sea"
+    changes = {"words.text": text, "caption.text": caption, "video.image": ["parts", 5]}
+    here = pixels(server, changed(clip(), changes), "puppet")
+    request = pipeline.Request(
+        "joint",
+        str(tmp_path / "clip.mp4"),
+        text,
+        caption,
+        image=str(PUPPET),
+        guidance=Guidance(3.0, 2.0, 0.5, (1,)),
+        steps=2,
+        shift=5.0,
+        frames=5,
+        short_side=64,
+    )
+    latent = pipeline.generate(request, pipeline.Weights()).sample.video
+    there = embedded.load_vae().decode(latent)[0].permute(1, 2, 3, 0)
+    there = ((there + 1) * 127.5).byte()
+    assert len(here) == len(there)
+    for found, wanted in zip(here, there):
+        found = torch.frombuffer(bytearray(found), dtype=torch.uint8).view(64, 64, 3)
+        assert (found.int() - wanted.int()).abs().max() <= 2
+
+
 @pytest.mark.parametrize("slider", ["s_v", "s_a"])
 def test_turning_a_slider_repeats_the_sampler_and_what_follows_and_no_encoder(server, slider):
     server.run(clip())
@@ -116,6 +146,7 @@ SAID = [
     ("video.image", "odd picture", "67x65 -> 96x64"),
     ("video.image", "9 frames", "of 9 frames the first is the reference"),
     ("words.text", "Hi \u2603", "cannot say \u2603"),
+    ("words.text", "Hello, purple moon.", "never learnt to say purple;"),
     ("mux.audio", "10 ms", "sound filled up by 0.30 s"),
     ("mux.audio", "voice", "sound cut by 0.69 s"),
 ]

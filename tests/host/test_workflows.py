@@ -57,7 +57,7 @@ def small(graph: dict, frames: int = FRAMES) -> dict:
     }
     if loaders:
         graph = {key: node for key, node in graph.items() if key not in loaders}
-        graph["embedded"] = {"class_type": "UniAVGenEmbeddedModel", "inputs": {"variation": 0}}
+        graph["embedded"] = {"class_type": "UniAVGenEmbeddedModel", "inputs": {}}
     for node in graph.values():
         inputs = node["inputs"]
         for name, value in inputs.items():

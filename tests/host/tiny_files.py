@@ -8,11 +8,11 @@ import zipfile
 from pathlib import Path
 
 import torch
+from random_parts import random_model
 from safetensors.torch import load_file, save_file
 
 from uniavgen_core.checkpoint import save_checkpoint
 from uniavgen_core.config import TINY
-from uniavgen_core.embedded import random_model
 from uniavgen_core.vocoder import random_vocoder
 
 BF16, FP32, SHARDS = "tiny.safetensors", "tiny_fp32.safetensors", "tiny_shards"
