@@ -195,7 +195,9 @@ def prepare(g: Graph, p: Parts, mode: str) -> Node:
             video = g.add("LoadVideo", "Video", extra=300, file="clip.mp4")
             components = g.add("GetVideoComponents", video=(video, 0))
             source, audio, fps = (components, 0), (components, 1), (components, 2)
-        elif source is None:
+        elif source is not None:
+            g.add("PreviewImage", "Picture of the person", extra=240, images=source)
+        else:
             source = (g.add("LoadImage", "Picture of the person", extra=240, image="example.png"), 0)
             if uses_sound:
                 title = "Voice" if mode == "reference_voice" else "Speech"

@@ -77,6 +77,7 @@ NATIVE = {
         "codec:COMFY_DYNAMICCOMBO_V3?",
         "video:VIDEO",
     ),
+    "PreviewImage": _native("images:IMAGE", "", "images:IMAGE"),
     "ImageFromBatch": _native("image:IMAGE", "batch_index:INT length:INT", "IMAGE:IMAGE"),
     "CreateVideo": _native("images:IMAGE audio:AUDIO?", "fps:FLOAT bit_depth:INT?", "VIDEO:VIDEO"),
 }

@@ -308,7 +308,12 @@ MODELS = [
         ("Required input is missing", "reference_voice"),
         "reference-voice",
     ),
-    Bad("face mask of a block that is not there", {"face.block": 7}, ("block is 7", "blocks 0 to 2"), extra=FACE),
+    Bad(
+        "face mask of a block that is not there",
+        {"face.block": 7},
+        ("block is 7", "blocks 0 to 2"),
+        extra=FACE,
+    ),
     Bad(
         "face mask on other pictures",
         {"face.images": ["wrong", 0]},
