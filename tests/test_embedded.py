@@ -6,14 +6,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from build_workflows import PUPPET_CAPTION
 from clips import (
     one_thread,  # noqa: F401 (a fixture)
     uniavgen,
 )
 
-from uniavgen_core import embedded, pipeline
+from uniavgen_core import embedded, media, pipeline
 from uniavgen_core.checkpoint import read_checkpoint
 from uniavgen_core.errors import UserError
 from uniavgen_core.guidance import Guidance
@@ -131,3 +133,16 @@ def test_damaged_settings_are_told(tmp_path, monkeypatch, content):
     monkeypatch.setattr(embedded, "FOLDER", whole)
     with pytest.raises(UserError, match=r"damaged.*install the package again"):
         embedded.settings()
+
+
+def test_the_lips_of_the_puppet_follow_its_voice(tmp_path, capfd):
+    pytest.importorskip("cv2")
+    theatre = importlib.import_module("uniavgen_core.training.theatre")
+    out = tmp_path / "clip.mp4"
+    line = ("--text", "Hello, show me the moon.", "--caption", PUPPET_CAPTION)
+    code, _, said = uniavgen(capfd, "generate", "--image", PUPPET, *line, "--out", out)
+    assert code == 0, said
+    video = media.read_video(out)
+    lips = theatre.measure_aperture(video.frames.numpy())
+    voice = theatre.loudness_envelope(video.audio[0][0].numpy(), len(lips))
+    assert np.corrcoef(lips, voice)[0, 1] > 0.6
