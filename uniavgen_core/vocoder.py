@@ -136,7 +136,7 @@ def convert_vocoder(folder: str | Path, out_file: str | Path, dtype: torch.dtype
 
 
 def random_vocoder(seed: int = 0) -> Vocoder:
-    """A small BigVGAN with seeded random weights, for runs without any; torch's own seed is left alone."""
+    """A small BigVGAN with seeded random weights; torch's own seed is left alone."""
     bigvgan = _new_bigvgan({"upsample_initial_channel": 64})
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
