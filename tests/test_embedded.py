@@ -101,6 +101,8 @@ def test_capitals_and_punctuation_play_no_part(tmp_path):
         small = replace(request, frames=5, short_side=64, steps=1)
         return pipeline.generate(small, pipeline.Weights()).sample.audio
 
+    encoder = embedded.load_caption_encoder()
+    assert torch.equal(encoder(["A woman by the sea"]), encoder(["a woman by the sea"]))
     assert torch.equal(latent("I see the moon."), latent("i  See, the moon"))
     assert not torch.equal(latent("I see the moon."), latent("I see the dog."))
 

@@ -82,8 +82,12 @@ def load_vae(device: str | torch.device = "cpu") -> WanVAE:
 
 
 def load_caption_encoder(device: str | torch.device = "cpu") -> CaptionEncoder:
-    """The caption encoder, float32."""
-    return caption.load_caption_encoder(folder() / "caption_encoder", device)
+    """The caption encoder, float32; it learnt captions in small letters and reads all others so."""
+    from tokenizers.normalizers import Lowercase
+
+    encoder = caption.load_caption_encoder(folder() / "caption_encoder", device)
+    encoder.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    return encoder
 
 
 def load_vocoder(device: str | torch.device = "cpu") -> Vocoder | GriffinLim:
