@@ -12,12 +12,12 @@ import comfy.model_patcher
 import comfy.sd
 import torch
 from comfy_api.latest import io
-from torch import nn
+from torch import Tensor, nn
 
 from ..uniavgen_core import embedded
 from ..uniavgen_core.caption import CaptionEncoder
 from ..uniavgen_core.media import read_image
-from ..uniavgen_core.vae import LATENT_CHANNELS, WanVAE, diffusers_name
+from ..uniavgen_core.vae import LATENT_CHANNELS, diffusers_name, read_vae
 from .loading import LoadedVocoder, parts_of
 from .types import CATEGORY, SpeechEncoderSocket, VocoderSocket, tell
 
@@ -45,22 +45,21 @@ class HostCLIP:
 
 
 class HostVAE(comfy.sd.VAE):
-    """A VAE of the core, of any width, as a VAE of the host.
+    """A VAE of the core, of any width, as a VAE of the host: made of what `vae.read_vae` reads.
 
     The host's own takes its sizes from the file and knows only the full width, so that its attributes are
     set here; encoding, decoding and tiling are its own.
     """
 
-    def __init__(self, vae: WanVAE):
-        config = vae.model.config
-        self.first_stage_model = _host_wan_vae(vae)
+    def __init__(self, config: dict, tensors: dict[str, Tensor]):
+        self.first_stage_model = _host_wan_vae(config, tensors)
         self.latent_channels, self.latent_dim, self.output_channels = LATENT_CHANNELS, 3, 3
         self.upscale_ratio = (lambda t: max(0, t * 4 - 3), 16, 16)
         self.upscale_index_formula = (4, 16, 16)
         self.downscale_ratio = (lambda t: max(0, math.floor((t + 3) / 4)), 16, 16)
         self.downscale_index_formula = (4, 16, 16)
         # what the host estimates for the full width
-        encode, decode = 3300 * config.base_dim / 160, 8000 * 256 * config.decoder_base_dim / 256
+        encode, decode = 3300 * config["base_dim"] / 160, 8000 * 256 * config["decoder_base_dim"] / 256
         self.memory_used_encode = lambda shape, dtype: encode * shape[3] * shape[4] * dtype.itemsize
         self.memory_used_decode = lambda shape, dtype: decode * shape[3] * shape[4] * dtype.itemsize
         self.process_input = lambda image: image * 2 - 1
@@ -80,26 +79,24 @@ class HostVAE(comfy.sd.VAE):
         self.size = comfy.model_management.module_size(self.first_stage_model)
 
 
-def _host_wan_vae(vae: WanVAE) -> nn.Module:
+def _host_wan_vae(config: dict, tensors: dict[str, Tensor]) -> nn.Module:
     """The host's module with these weights. Its raw latents are those that the host's latent format
-    normalises to the latents of `vae`: one affine map of the channels, folded into the 1x1x1 convolutions.
+    normalises to the latents of the core: one affine map of the channels, folded into the 1x1x1 convolutions.
     """
-    config = vae.model.config
     host = comfy.ldm.wan.vae2_2.WanVAE(
-        dim=config.base_dim,
-        dec_dim=config.decoder_base_dim,
+        dim=config["base_dim"],
+        dec_dim=config["decoder_base_dim"],
         z_dim=LATENT_CHANNELS,
-        dim_mult=config.dim_mult,
-        num_res_blocks=config.num_res_blocks,
+        dim_mult=config["dim_mult"],
+        num_res_blocks=config["num_res_blocks"],
         attn_scales=[],
-        temperal_downsample=config.temperal_downsample,
+        temperal_downsample=config["temperal_downsample"],
     )
-    tensors = vae.model.state_dict()
     host.load_state_dict({name: tensors[diffusers_name(name)] for name in host.state_dict()})
     host = host.float().eval().requires_grad_(False)
     wanted = comfy.latent_formats.Wan22()
-    scale = wanted.latents_std.flatten() / vae.std.flatten()
-    shift = wanted.latents_mean.flatten() - vae.mean.flatten() * scale
+    scale = wanted.latents_std.flatten() / torch.tensor(config["latents_std"])
+    shift = wanted.latents_mean.flatten() - torch.tensor(config["latents_mean"]) * scale
     encoded, given = host.conv1, host.conv2
     encoded.weight[:LATENT_CHANNELS] *= scale.view(-1, 1, 1, 1, 1)
     encoded.bias[:LATENT_CHANNELS] = encoded.bias[:LATENT_CHANNELS] * scale + shift
@@ -141,7 +138,7 @@ class EmbeddedModel(io.ComfyNode):
             model,
             speech_encoder,
             HostCLIP(embedded.load_caption_encoder()),
-            HostVAE(embedded.load_vae()),
+            HostVAE(*read_vae(embedded.folder() / "vae")),
             LoadedVocoder(embedded.load_vocoder()),
             read_image(PICTURE)[None].float() / 255,
         )

@@ -114,11 +114,32 @@ def load_vae(
     """Loads the VAE strictly from a diffusers folder (or its parent) or ComfyUI's `wan2.2_vae.safetensors`.
 
     Raises:
-        UserError: nothing there, another kind of file, another VAE, missing or extra tensors.
+        UserError: as `read_vae`, another VAE, missing or extra tensors.
     """
-    path = Path(path)
-    folder = path / "vae" if (path / "vae").is_dir() else path
-    file = folder / WEIGHTS if folder.is_dir() else path
+    config, state = read_vae(path, device, dtype)
+    with torch.device("meta"):
+        model = autoencoder(config)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in state.items()}
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if wrong:
+        raise UserError(
+            f"{_weights_file(Path(path))}: {len(wrong)} tensors are missing, extra or of another shape "
+            f"({wrong[0]}), expected the whole Wan2.2 VAE; download it again"
+        )
+    model.load_state_dict(state, assign=True)
+    return WanVAE(model)
+
+
+def read_vae(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The config and the tensors of what `load_vae` loads, in the words of diffusers, which is not needed.
+
+    Raises:
+        UserError: nothing there, another kind of file, a VAE with other latents.
+    """
+    file = _weights_file(Path(path))
     if not file.is_file():
         raise UserError(
             f"{file}: no such file; give a diffusers folder of the Wan2.2 VAE or wan2.2_vae.safetensors"
@@ -141,22 +162,16 @@ def load_vae(
             "use wan2.2_vae.safetensors"
         )
     config = ARCHITECTURE | {"latents_mean": LATENTS_MEAN, "latents_std": LATENTS_STD}
-    if folder.is_dir():
-        config |= _read_config(folder / "config.json")
+    if file != Path(path):
+        config |= _read_config(file.with_name("config.json"))
     config["base_dim"] = state["encoder.conv_in.weight"].shape[0]
     config["decoder_base_dim"] = state["decoder.conv_out.weight"].shape[1]
-    with torch.device("meta"):
-        model = autoencoder(config)
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in state.items()}
-    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if wrong:
-        raise UserError(
-            f"{file}: {len(wrong)} tensors are missing, extra or of another shape ({wrong[0]}), expected the "
-            "whole Wan2.2 VAE; download it again"
-        )
-    model.load_state_dict(state, assign=True)
-    return WanVAE(model)
+    return config, state
+
+
+def _weights_file(path: Path) -> Path:
+    folder = path / "vae" if (path / "vae").is_dir() else path
+    return folder / WEIGHTS if folder.is_dir() else path
 
 
 def random_vae(seed: int = 0) -> WanVAE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -128,8 +129,9 @@ def test_a_caption_encoder_of_the_core_stands_in_for_a_clip(pack):
 
 
 @pytest.fixture(scope="module")
-def vae(pack):
-    """A VAE of the core that is no copy of the released one, and the same as a VAE of the host."""
+def vae(pack, tmp_path_factory):
+    """A VAE of the core that is no copy of the released one, and the same as a VAE of the host; which does
+    not need the package diffusers."""
     core = pack.module("uniavgen_core.vae")
     sizes = {"base_dim": 8, "decoder_base_dim": 12, "num_res_blocks": 1, "dim_mult": [1, 2, 2, 2]}
     generator = torch.Generator().manual_seed(4)
@@ -140,7 +142,12 @@ def vae(pack):
     with torch.random.fork_rng():
         torch.manual_seed(4)
         ours = core.WanVAE(core.autoencoder(core.ARCHITECTURE | sizes | statistics))
-    return SimpleNamespace(core=ours, host=pack.module("nodes.embedded").HostVAE(ours))
+    folder = tmp_path_factory.mktemp("vae")
+    ours.model.save_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "diffusers", None)
+        host = pack.module("nodes.embedded").HostVAE(*core.read_vae(folder))
+    return SimpleNamespace(core=ours, host=host)
 
 
 def test_a_vae_of_the_core_gives_the_host_the_latents_that_it_normalises_to_the_same(pack, vae):
