@@ -452,10 +452,11 @@ def _encode(tensors: Iterable[tuple[str, Tensor]], codes: dict[str, str]) -> Ite
         value = value.detach()
         if codes[name] == FP8:
             value = value.float()
-            largest = value.abs().amax()
+            lowest, highest = value.aminmax()  # no second copy of the tensor, as abs() would be
+            largest = torch.maximum(-lowest, highest)
             whole = largest.isfinite()
             scale = torch.where(largest > 0, largest / FP8_MAX, 1.0)
-            yield name, (value / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+            yield name, (value / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
             yield _scale_name(name), scale
         else:
             stored = value.to(TORCH_DTYPES[codes[name]])
