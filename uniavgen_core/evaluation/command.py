@@ -7,6 +7,8 @@ import json
 import sys
 from collections.abc import Callable
 
+from ..training.command import resumable
+
 AddWeights = Callable[[argparse.ArgumentParser], None]
 ReadWeights = Callable[[argparse.Namespace], object]
 
@@ -26,14 +28,14 @@ def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, we
     p.add_argument("--s-v", type=float, help="guidance of the picture; 1 is off")
     p.add_argument("--s-a", type=float, help="guidance of the sound; 1 is off")
     add_weights(p)
-    p.set_defaults(run=_resumable(_run), weights=weights)
+    p.set_defaults(run=resumable(_run), weights=weights)
 
     p = actions.add_parser("grid", help="sync, words and mouth at every pair of guidance scales")
     for name in ("--s-v", "--s-a"):
         p.add_argument(name, default="1,1.5,2,3,4", help="values; processes with parts of them can share")
     _add_sampling(p, clips=32)
     add_weights(p)
-    p.set_defaults(run=_resumable(_grid), weights=weights, show=0)
+    p.set_defaults(run=resumable(_grid), weights=weights, show=0)
 
     p = actions.add_parser("report", help="metrics.json and index.html of what has been measured")
     p.add_argument("out", help="folder of results")
@@ -51,7 +53,7 @@ def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, we
     p.add_argument("--clips", type=int, default=5000)
     p.add_argument("--steps", type=int, default=2400)
     p.add_argument("--seed", type=int, default=0)
-    p.set_defaults(run=_resumable(_train_recogniser))
+    p.set_defaults(run=resumable(_train_recogniser))
 
 
 def _add_sampling(p: argparse.ArgumentParser, clips: int) -> None:
@@ -66,17 +68,6 @@ def _add_sampling(p: argparse.ArgumentParser, clips: int) -> None:
     p.add_argument("--skip-layer", type=int, help="layer the null pass leaves out; -1: none")
     p.add_argument("--seed", type=int, default=0, help="of the noise")
     p.add_argument("--recogniser", help="default: the embedded one")
-
-
-def _resumable(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    def run(options: argparse.Namespace) -> int:
-        try:
-            return action(options)
-        except KeyboardInterrupt:
-            print("uniavgen: stopped; run the same command again to go on", file=sys.stderr)
-            return 2
-
-    return run
 
 
 def _run(options: argparse.Namespace) -> int:

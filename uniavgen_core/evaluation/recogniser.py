@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -107,12 +105,7 @@ def save_recogniser(model: Recogniser, path: Path, about: dict) -> None:
         "words": json.dumps(VOCABULARY),
         "about": json.dumps(about),
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file({name: tensor.half() for name, tensor in model.state_dict().items()}, part, metadata)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    save_atomically({name: tensor.half() for name, tensor in model.state_dict().items()}, path, metadata)
 
 
 def load_recogniser(path: str | Path = EMBEDDED_FILE) -> Recogniser:

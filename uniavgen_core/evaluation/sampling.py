@@ -13,7 +13,6 @@ from .. import tasks
 from ..caption import CaptionEncoder
 from ..errors import UserError
 from ..guidance import Guidance, GuidedModel, Texts
-from ..layers import sdpa
 from ..mel import latent_to_mel
 from ..model import DualBranchDiT, Velocity
 from ..pipeline import Weights
@@ -22,7 +21,7 @@ from ..speech import FILLER, null_symbol_ids, symbol_ids
 from ..tasks import Task
 from ..training.data import encode_clip, encode_voice, seeded
 from ..training.losses import Batch, Objective, conditions, token_mask
-from ..training.mixed import softmax_attention
+from ..training.mixed import quick_attention
 from ..training.theatre import Clip, Recording, Theatre
 from ..vae import TEMPORAL, WanVAE
 from ..vocoder import GriffinLim, Vocoder
@@ -117,8 +116,8 @@ def make(
     task = conditions(batch, parts.model.config.variant, parts.model.config.patch)
     model = parts.model if interaction else WithoutInteraction(parts.model)
     texts = [_texts(parts, examples, mode, null) for null in (False, True)]
-    fast = parts.model.dtype == torch.bfloat16 and batch.video.device.type == "cpu"
-    velocity = GuidedModel(model, task, *texts, guidance, softmax_attention if fast else sdpa)
+    attention = quick_attention(parts.model.dtype, batch.video.device)
+    velocity = GuidedModel(model, task, *texts, guidance, attention)
     times = schedule(steps, shift)
     run = integrate(velocity, batch.video_noise, batch.audio_noise, times, on_step)
     return _decode(parts, examples, mode, *task.known(run.video, run.audio))

@@ -18,7 +18,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--split", default="train", help="train or held-out")
     p.add_argument("--seed", type=int, default=0)
     _add_preparation(p, frames=33, size="128x128")
-    p.set_defaults(run=_resumable(_theatre))
+    p.set_defaults(run=resumable(_theatre))
 
     p = actions.add_parser("decoder", help="train a VAE's decoder further on synthetic clips")
     p.add_argument("vae", help="folder of a VAE; its latents stay what they are")
@@ -28,19 +28,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--rate", type=float, default=5e-4, help="learning rate")
     p.add_argument("--size", default="128x128", help="width x height, multiples of 16")
     p.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
-    p.set_defaults(run=_resumable(_decoder))
+    p.set_defaults(run=resumable(_decoder))
 
     p = actions.add_parser("embedded", help="make the embedded model from nothing (needs espeak-ng)")
     p.add_argument("--out", required=True, help="folder of all its trainings; the parts: embedded_model/")
     p.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
     p.add_argument("--compile", action="store_true", help="through torch.compile (needs a C++ compiler)")
-    p.set_defaults(run=_resumable(_embedded))
+    p.set_defaults(run=resumable(_embedded))
 
     p = actions.add_parser("videos", help="prepare clips from mp4 files")
     p.add_argument("list", help="jsonl: file, caption, transcript, language; optional faces, speaker")
     p.add_argument("--out", required=True, help="folder for the latents")
     _add_preparation(p, frames=81, size="1280x736")
-    p.set_defaults(run=_resumable(_videos))
+    p.set_defaults(run=resumable(_videos))
 
     p = actions.add_parser("recipe", help="print a recipe to start from")
     p.add_argument("name", choices=("embedded", "paper"))
@@ -56,7 +56,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--start", help="weights to begin with instead of new ones")
     p.add_argument("--caption-encoder", help="folder of a umT5 that is trained with the model")
     _add_run(p)
-    p.set_defaults(run=_resumable(_run))
+    p.set_defaults(run=resumable(_run))
 
     p = actions.add_parser("lora", help="fine-tune weights; writes lora.safetensors for ComfyUI's loaders")
     p.add_argument("--model", required=True, help="folder of shards or one safetensors file")
@@ -72,10 +72,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16")
     _add_run(p)
-    p.set_defaults(run=_resumable(_lora))
+    p.set_defaults(run=resumable(_lora))
 
 
-def _resumable(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+def resumable(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """A command that is stopped says how to go on, and exits with 2."""
+
     def run(options: argparse.Namespace) -> int:
         try:
             return action(options)

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import tasks
 from ..caption import CaptionEncoder, clean
-from ..layers import sdpa
 from ..model import DualBranchDiT
 from . import mixed
 
@@ -156,8 +155,7 @@ class Objective(nn.Module):
             torch.lerp(batch.audio, batch.audio_noise, t.view(-1, 1, 1)),
         )
         interaction = batch.interaction and not alone
-        on_cpu = t.device.type == "cpu" and self.dtype == torch.bfloat16
-        attention = mixed.softmax_attention if on_cpu else sdpa
+        attention = mixed.quick_attention(self.dtype, t.device)
         velocity = model(
             video.to(self.dtype),
             audio.to(self.dtype),
