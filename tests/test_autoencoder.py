@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 
+from uniavgen_core.errors import UserError
 from uniavgen_core.training import autoencoder
-from uniavgen_core.training.autoencoder import measure_latents, train_vae
-from uniavgen_core.training.recipe import Schedule
+from uniavgen_core.training.autoencoder import Pieces, TheatreClips, measure_latents, train_vae
 from uniavgen_core.training.theatre import Theatre
 from uniavgen_core.vae import load_vae
 
@@ -27,8 +27,8 @@ def few_clips():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("vae")
-    pictures = Schedule("pictures", 40, 8, 1e-3, warmup=4)
-    return train_vae(THEATRE, pictures, Schedule("clips", 2, 1, 1e-4), out)
+    pictures = Pieces("pictures", 40, 8, 1e-3, warmup=4)
+    return train_vae(THEATRE, (pictures, Pieces("clips", 2, 1, 1e-4, frames=9, crop=32, motion=5.0)), out)
 
 
 def picture() -> torch.Tensor:
@@ -45,8 +45,31 @@ def test_pictures_come_closer_and_latents_are_of_order_one(trained):
 
 
 def test_a_decoder_that_learns_on_leaves_the_latents_alone(trained, tmp_path):
-    later = train_vae(THEATRE, None, Schedule("clips", 3, 1, 1e-3, warmup=1), tmp_path, start=trained)
+    stage = Pieces("clips", 3, 1, 1e-3, warmup=1, frames=9)
+    later = train_vae(THEATRE, (stage,), tmp_path, start=trained)
     before, after = load_vae(trained), load_vae(later)
     latent = before.encode(picture())
     assert torch.equal(after.encode(picture()), latent)
     assert not torch.equal(after.decode(latent), before.decode(latent))
+
+
+def test_a_crop_shows_the_mouth_and_motion_weighs_what_moves():
+    plain, weighted = (
+        TheatreClips(THEATRE, Pieces("x", 1, 2, 1e-3, frames=9, crop=32, motion=motion))[0]
+        for motion in (0.0, 5.0)
+    )
+    assert plain.frames.shape == (2, 3, 9, 32, 32)
+    assert plain.noise.shape == (2, 48, 3, 2, 2)
+    assert (plain.weight == 10).any()  # the mouth is in every piece's first frame
+    assert torch.equal(weighted.weight[:, :, 0], plain.weight[:, :, 0])  # a latent frame of its own
+    groups = plain.frames[:, :, 1:].unflatten(2, (2, 4))
+    still = (groups == groups[:, :, :, :1]).all(3).all(1)[:, :, None].expand(-1, -1, 4, -1, -1).flatten(1, 2)
+    ratio = (weighted.weight / plain.weight)[:, 0, 1:]
+    assert (ratio[still] == 1).all()
+    assert (ratio[~still] > 1).float().mean() > 0.9  # some pixels pass through their mean
+
+
+@pytest.mark.parametrize("fault", [{"frames": 8}, {"crop": 20}, {"motion": -1.0}])
+def test_pieces_that_cannot_be_are_refused(fault):
+    with pytest.raises(UserError, match=next(iter(fault))):
+        Pieces("x", 1, 2, 1e-3, **fault)

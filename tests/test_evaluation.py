@@ -43,11 +43,13 @@ from uniavgen_core.evaluation.recogniser import (
 from uniavgen_core.evaluation.report import summary, write_report
 from uniavgen_core.evaluation.runs import Evaluation, measure_folder, sampler
 from uniavgen_core.evaluation.sampling import Example, Parts, face_masks, make
+from uniavgen_core.evaluation.vocoders import judge
 from uniavgen_core.guidance import Guidance
 from uniavgen_core.mel import log_mel
 from uniavgen_core.model import DualBranchDiT
 from uniavgen_core.training.theatre import Theatre
 from uniavgen_core.vae import random_vae
+from uniavgen_core.vocoder import GriffinLim
 
 GUIDANCE = Guidance(2.0, 2.0, 1.0, ())
 
@@ -368,3 +370,17 @@ def test_a_file_that_is_no_recogniser_is_refused(tmp_path):
     with pytest.raises(UserError, match="train-recogniser"):
         load_recogniser(path)
     assert set(runs.BASELINES) < set(runs.RUNS)
+
+
+def test_a_vocoder_is_judged_by_what_it_makes_of_real_recordings():
+    class Silence:
+        def __call__(self, log_mel):
+            return torch.zeros(1, 240 * log_mel.shape[-1])
+
+    recogniser = load_recogniser()
+    good, none = (judge(vocoder, recogniser, recordings=2) for vocoder in (GriffinLim(), Silence()))
+    assert good["mel"] < 0.3 < 2 < none["mel"]
+    assert good["spectra"] < none["spectra"]
+    assert good["pitch"] < 0.05
+    assert none["word_error"] == 1
+    assert good["real_word_error"] == none["real_word_error"]

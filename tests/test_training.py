@@ -28,7 +28,7 @@ from uniavgen_core.model import DualBranchDiT
 from uniavgen_core.training import command, mixed
 from uniavgen_core.training.data import Batches, Latents, Sample, one_clip, prepare
 from uniavgen_core.training.initialise import initialise
-from uniavgen_core.training.losses import MODES, Objective, token_mask
+from uniavgen_core.training.losses import MODES, Objective, TextGuide, token_mask
 from uniavgen_core.training.recipe import EMBEDDED, TASK_MIX, Recipe, Stage
 
 ROOT = Path(__file__).parents[1]
@@ -239,6 +239,38 @@ def test_two_processes_share_the_very_batch_of_one(latents):
         Batches(latents, stage(), 3, 0, 3)
 
 
+def test_a_steady_reading_is_no_fault_and_a_backward_one_is(latents):
+    batch = batch_of(latents, "audio", text_drop=0.0)
+    batch.audio[:] = torch.where(torch.arange(106) < 50, -1.0, 1.0)[
+        None, :, None
+    ]  # speech in the second half
+    frame, symbols = torch.arange(106), batch.speech.shape[1]
+
+    def fault(backward: bool) -> float:
+        guide = TextGuide(batch, mixed.softmax_attention)
+        share = ((frame - 49) / 56).clamp(0, 1)
+        place = (1 - share if backward else share) * batch.speech_lengths[:, None]
+        looks = -(torch.arange(symbols) - place[..., None]).square()  # [B, L, N]: near symbol `place`
+        q, k = 100 * looks, torch.eye(symbols).expand(len(batch), -1, -1)
+        guide(q, k, k, heads=1)
+        return guide.loss().item()
+
+    assert fault(backward=False) < 0.05
+    assert fault(backward=True) > 0.6
+
+
+def test_the_guide_draws_looks_at_the_text_and_spares_dropped_texts(make_model, latents):
+    objective = trainable(make_model)
+    batch = batch_of(latents, "audio", text_drop=0.0)
+    plain, guided = objective(batch, 0.0), objective(batch, 0.0, 0.3)
+    assert "guide" not in plain
+    assert torch.isclose(guided["loss"], plain["loss"] + 0.3 * guided["guide"])
+    guided["guide"].backward()
+    assert objective.model.audio_blocks[0].cross_attn.q.weight.grad.abs().sum() > 0
+    batch.speech[:] = -1
+    assert objective(batch, 0.0, 0.3)["guide"] == 0
+
+
 def test_the_learning_rate_warms_up_and_the_mask_weight_falls_to_zero():
     s = stage(steps=100, warmup=10, decay=0.2, learning_rate=1.0)
     assert [s.rate(i) for i in (0, 9, 50, 80)] == [0.1, 1.0, 1.0, 1.0]
@@ -299,6 +331,7 @@ def test_preparing_goes_on_where_it_stopped(tmp_path):
     [
         ({"tasks": {"singing": 1}}, "task .*singing.* is unknown"),
         ({"tasks": {"audio": 1, "joint": 1}}, "stands alone"),
+        ({"guide": 0.1}, "0 with video"),
         ({"learning_rate": 0}, "must be positive"),
         ({"steps": 0}, "at least 1"),
         ({"null_share": 2}, "0..1"),

@@ -1,6 +1,7 @@
 """Mel becomes sound: BigVGAN from any layout of its file, Griffin-Lim without one."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from uniavgen_core.errors import UserError
 from uniavgen_core.mel import log_mel
+from uniavgen_core.training.recipe import Schedule
 from uniavgen_core.vocoder import GriffinLim, convert_vocoder, load_vocoder, random_vocoder
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "mel_case.safetensors")
@@ -261,3 +263,16 @@ def test_without_transformers_the_vocoder_says_what_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="pip install -U transformers"):
         random_vocoder()
+
+
+def test_training_brings_the_spectra_closer_and_writes_a_vocoder(tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    if not shutil.which("espeak-ng"):
+        pytest.skip("espeak-ng is not installed")
+    training = pytest.importorskip("uniavgen_core.training.vocoder")
+    monkeypatch.setattr(training, "POOL", 4)
+    monkeypatch.setattr(training, "SIZES", training.SIZES | {"upsample_initial_channel": 64})
+    file = training.train_vocoder(training.Theatre(), Schedule("vocoder", 12, 2, 2e-3, warmup=2), tmp_path)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "vocoder" / "log.jsonl").open()]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    assert load_vocoder(file)(log_mel(torch.rand(1, 4800) - 0.5)).shape == (1, 4800)

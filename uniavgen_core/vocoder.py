@@ -122,8 +122,16 @@ def convert_vocoder(folder: str | Path, out_file: str | Path, dtype: torch.dtype
     Raises:
         UserError: as `load_vocoder`; a place that cannot be written. No partial file stays behind.
     """
-    bigvgan = load_vocoder(folder, dtype=dtype).bigvgan
-    out_file = Path(out_file)
+    save_vocoder(load_vocoder(folder, dtype=dtype), out_file)
+
+
+def save_vocoder(vocoder: Vocoder, out_file: str | Path) -> None:
+    """One safetensors file with the config in its metadata, as `load_vocoder` reads it.
+
+    Raises:
+        UserError: a place that cannot be written. No partial file stays behind.
+    """
+    bigvgan, out_file = vocoder.bigvgan, Path(out_file)
     temporary = out_file.with_name(f".{out_file.name}.{os.getpid()}.tmp")
     config = {field: getattr(bigvgan.config, field) for field in _CONFIG_FIELDS}
     try:
@@ -135,9 +143,9 @@ def convert_vocoder(folder: str | Path, out_file: str | Path, dtype: torch.dtype
         temporary.unlink(missing_ok=True)
 
 
-def random_vocoder(seed: int = 0) -> Vocoder:
-    """A small BigVGAN with seeded random weights; torch's own seed is left alone."""
-    bigvgan = _new_bigvgan({"upsample_initial_channel": 64})
+def random_vocoder(seed: int = 0, **sizes) -> Vocoder:
+    """A small BigVGAN with seeded random weights; torch's own seed is left alone. `sizes`: of its config."""
+    bigvgan = _new_bigvgan({"upsample_initial_channel": 64} | sizes)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in bigvgan.named_parameters():

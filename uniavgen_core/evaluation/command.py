@@ -47,6 +47,12 @@ def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, we
     p.add_argument("--json", action="store_true", help="print every clip as JSON")
     p.set_defaults(run=_folder)
 
+    p = actions.add_parser("vocoder", help="measure a vocoder on real mels; without a file Griffin-Lim")
+    p.add_argument("vocoder", nargs="?", help="BigVGAN")
+    p.add_argument("--clips", type=int, default=64, help="held-out recordings")
+    p.add_argument("--recogniser", help="default: the embedded one")
+    p.set_defaults(run=_vocoder)
+
     p = actions.add_parser("train-recogniser", help="train the recogniser of the theatre's words")
     p.add_argument("--out", required=True, help="the .safetensors file to write")
     p.add_argument("--work", help="folder for recordings and checkpoints; default: OUT.work")
@@ -184,6 +190,18 @@ def _folder(options: argparse.Namespace) -> int:
         lag = "none" if row["lag"] is None else f"{row['lag']:+d}"
         print(f"{row['file']}: sync r {row['sync']:.3f}, best lag {lag}, {pitch}, heard {row['heard']!r}")
     print(table({options.folder: values}))
+    return 0
+
+
+def _vocoder(options: argparse.Namespace) -> int:
+    from ..vocoder import GriffinLim, load_vocoder
+    from .recogniser import EMBEDDED_FILE, load_recogniser
+    from .vocoders import judge
+
+    vocoder = load_vocoder(options.vocoder) if options.vocoder else GriffinLim()
+    recogniser = load_recogniser(options.recogniser or EMBEDDED_FILE)
+    for name, value in judge(vocoder, recogniser, options.clips).items():
+        print(f"{name} {value:.4f}")
     return 0
 
 

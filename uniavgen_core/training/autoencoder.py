@@ -1,14 +1,15 @@
 """A small VAE of Wan2.2's architecture, trained on the theatre.
 
-First it learns single pictures, of which a step sees many, then clips; then the latents are frozen with the
-encoder, and the decoder may learn on while a model is trained on these latents.
+First it learns single pictures, of which a step sees many, then motion from pieces of clips, where a square
+around the mouth teaches as much as four times its pixels; then the latents are frozen with the encoder, and
+the decoder may learn on while a model is trained on these latents.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,19 +18,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..vae import ARCHITECTURE, LATENT_CHANNELS, WanVAE, autoencoder, load_vae
-from .data import seeded
+from .data import seeded, shared_rows
 from .recipe import EMBEDDED, Schedule
 from .theatre import Theatre
 from .train import Run, fit, make_accelerator
 
 SMALL = {"base_dim": 16, "decoder_base_dim": 16, "dim_mult": [1, 2, 8, 8], "num_res_blocks": 1}
-FRAMES = 9  # of a training clip: three latent frames
 POOL = 64  # clips that a step draws from; the next step knows one more and forgets one
 FIRST_DEVIATION = 0.1
 ENCODER = ("encoder.", "quant_conv.")
 _clip = lru_cache(maxsize=POOL)(Theatre.clip)
+
+
+@dataclass(frozen=True)
+class Pieces(Schedule):
+    """A schedule of pieces of clips, `frames` (4n + 1) long.
+
+    `crop`: side of a square near the mouth that is all they show; None for whole pictures. `motion`: added
+    weight of a pixel's error per unit (of -1..1) that it differs from the mean over its latent frame.
+    """
+
+    frames: int = field(default=1, kw_only=True)
+    crop: int | None = field(default=None, kw_only=True)
+    motion: float = field(default=0.0, kw_only=True)
+
+    def _faults(self) -> dict[str, bool]:
+        return super()._faults() | {
+            f"pieces of {self.frames} frames, expected 4n + 1": self.frames % 4 != 1,
+            f"crop is {self.crop}, expected a multiple of 16": self.crop is not None
+            and (self.crop < 16 or self.crop % 16 > 0),
+            f"motion is {self.motion}, it is 0 or more": not self.motion >= 0,
+        }
 
 
 @dataclass
@@ -57,44 +77,60 @@ class Clips:
 
 @dataclass
 class TheatreClips(torch.utils.data.Dataset):
-    """Batch number s: pieces of `frames` frames, the same however many processes share a batch."""
+    """Batch number s of pieces, the same however many processes share a batch."""
 
     theatre: Theatre
-    stage: Schedule
-    frames: int = FRAMES
+    stage: Pieces
     rank: int = 0
     processes: int = 1
 
     def __post_init__(self):
-        if self.stage.batch % self.processes:
-            raise UserError(
-                f"batches of {self.stage.batch} cannot be shared equally by {self.processes} processes; "
-                "change the batch or the number of processes"
-            )
+        self.rows = shared_rows(self.stage, self.rank, self.processes)
 
     def __len__(self) -> int:
         return self.stage.steps
 
     def __getitem__(self, step: int) -> Clips:
-        local = self.stage.batch // self.processes
-        rows = [self._piece(step, row) for row in range(self.rank * local, (self.rank + 1) * local)]
-        return Clips(*(torch.stack(parts) for parts in zip(*rows)))
+        pieces = [self._piece(step, row) for row in self.rows]
+        return Clips(*(torch.stack(parts) for parts in zip(*pieces)))
 
     def _piece(self, step: int, row: int) -> tuple[Tensor, Tensor, Tensor]:
-        generator = seeded(self.stage.name, step, row)
+        stage, generator = self.stage, seeded(self.stage.name, step, row)
 
         def draw(count: int) -> int:
             return int(torch.randint(count, (), generator=generator))
 
         clip = _clip(self.theatre, step + draw(POOL))
-        first = draw(self.theatre.frames - self.frames + 1)
-        part = slice(first, first + self.frames)
+        first = draw(self.theatre.frames - stage.frames + 1)
+        part = slice(first, first + stage.frames)
         frames = torch.from_numpy(clip.frames[part]).permute(3, 0, 1, 2).float() / 127.5 - 1
         weight = 1 + 2 * clip.face_mask[part].astype(np.float32)
         for picture, (x0, y0, x1, y1) in zip(weight, clip.mouth_box[part]):
             picture[max(0, int(y0) - 2) : int(y1) + 3, max(0, int(x0) - 2) : int(x1) + 3] = 10
-        shape = (LATENT_CHANNELS, (self.frames + 3) // 4, *(side // 16 for side in self.theatre.size))
-        return frames, torch.from_numpy(weight)[None], torch.randn(shape, generator=generator)
+        weight = torch.from_numpy(weight)[None]
+        weight = weight * (1 + stage.motion * _motion(frames))
+        if stage.crop:
+            x, y = clip.mouth_box[first].reshape(2, 2).mean(0)
+            rows, columns = (
+                _near(int(centre), side, stage.crop, draw) for centre, side in zip((y, x), self.theatre.size)
+            )
+            frames, weight = frames[..., rows, columns], weight[..., rows, columns]
+        shape = (LATENT_CHANNELS, (stage.frames + 3) // 4, *(side // 16 for side in frames.shape[2:]))
+        return frames, weight, torch.randn(shape, generator=generator)
+
+
+def _motion(frames: Tensor) -> Tensor:
+    """How far each frame of a piece differs from the mean of its latent frame, `[1, F, H, W]`."""
+    groups = frames[:, 1:].unflatten(1, (frames.shape[1] // 4, 4))
+    difference = (groups - groups.mean(2, keepdim=True)).flatten(1, 2).abs().mean(0, keepdim=True)
+    return F.pad(difference, (0, 0, 0, 0, 1, 0))
+
+
+def _near(centre: int, side: int, length: int, draw: Callable[[int], int]) -> slice:
+    """`length` of 0..side, with `centre` somewhere in its middle half."""
+    first = centre - length // 4 - draw(length // 2)
+    first = min(max(first, 0), side - length)
+    return slice(first, first + length)
 
 
 class Reconstruction(nn.Module):
@@ -154,13 +190,12 @@ def see_single_pictures(model: nn.Module) -> None:
 
 def train_vae(
     theatre: Theatre,
-    pictures: Schedule | None,
-    clips: Schedule,
+    stages: Sequence[Pieces],
     out: str | Path,
     start: str | Path | None = None,
     run: Run | None = None,
 ) -> Path:
-    """Train a VAE, first on `pictures`; or with `start` the decoder of that VAE alone.
+    """Train a VAE, or with `start` the decoder of that VAE alone.
 
     Returns the folder of the trained one. A run that was stopped goes on from its last checkpoint.
 
@@ -175,11 +210,8 @@ def train_vae(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(start is None or not name.startswith(ENCODER))
     see_single_pictures(model)
-    for stage, frames in ((pictures, 1), (clips, FRAMES)):
-        if stage is None:
-            continue
-        share = accelerator.process_index, accelerator.num_processes
-        batches = TheatreClips(theatre, stage, frames, *share)
+    for stage in stages:
+        batches = TheatreClips(theatre, stage, accelerator.process_index, accelerator.num_processes)
         objective = Reconstruction(model)
         state = fit(accelerator, objective, stage, batches, out / stage.name, EMBEDDED, run or Run())
         if accelerator.is_main_process:  # the others are given its weights when they go on
@@ -215,7 +247,7 @@ def new_autoencoder(seed: int = 0) -> nn.Module:
                 parameter.data[:, :, first:, 0, 0] = identity[..., None] / (3 - first)
             elif parameter.ndim == 5:
                 nn.init.zeros_(parameter[:, :, :-1])  # a picture needs the last tap alone
-        clip = F.interpolate(torch.rand(1, 3, FRAMES, 8, 8) * 2 - 1, (FRAMES, 128, 128), mode="trilinear")
+        clip = F.interpolate(torch.rand(1, 3, 9, 8, 8) * 2 - 1, (9, 128, 128), mode="trilinear")
     mean, deviation = model.quant_conv.weight.detach().chunk(2)  # views of the parameter
     bias = model.quant_conv.bias.detach()
     with torch.no_grad():

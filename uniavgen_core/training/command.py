@@ -30,6 +30,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
     p.set_defaults(run=resumable(_decoder))
 
+    p = actions.add_parser("vocoder", help="train a small BigVGAN on synthetic speech (needs espeak-ng)")
+    p.add_argument("--out", required=True)
+    p.add_argument("--steps", type=int, default=2000)
+    p.add_argument("--batch", type=int, default=8, help="pieces of 0.4 s a step, over all processes")
+    p.add_argument("--learning-rate", type=float, default=1e-3)
+    p.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
+    p.set_defaults(run=resumable(_vocoder))
+
     p = actions.add_parser("embedded", help="make the embedded model from nothing (needs espeak-ng)")
     p.add_argument("--out", required=True, help="folder of all its trainings; the parts: embedded_model/")
     p.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
@@ -127,16 +135,28 @@ def _embedded(options: argparse.Namespace) -> int:
     return 0
 
 
-def _decoder(options: argparse.Namespace) -> int:
-    from .autoencoder import train_vae
+def _vocoder(options: argparse.Namespace) -> int:
     from .recipe import Schedule
+    from .theatre import Theatre
+    from .train import Run
+    from .vocoder import train_vocoder
+
+    stage = Schedule("vocoder", options.steps, options.batch, options.learning_rate, decay=0.5)
+    print(train_vocoder(Theatre(), stage, options.out, Run(save_every=options.save_every)))
+    return 0
+
+
+def _decoder(options: argparse.Namespace) -> int:
+    from .autoencoder import Pieces, train_vae
     from .theatre import Theatre
     from .train import Run
 
     width, height = _size(options.size)
-    schedule = Schedule("clips", options.steps, options.batch, options.rate, warmup=20, decay=0.7)
+    stage = Pieces(
+        "decoder", options.steps, options.batch, options.rate, warmup=20, decay=0.6, frames=17, motion=5.0
+    )
     run = Run(options.save_every)
-    print(train_vae(Theatre(size=(height, width)), None, schedule, options.out, options.vae, run))
+    print(train_vae(Theatre(size=(height, width)), (stage,), options.out, options.vae, run))
     return 0
 
 

@@ -29,7 +29,7 @@ from ..mel import HOP, peak_normalise, reference_voice, sound_latent
 from ..speech import FILLER, null_symbol_ids, symbol_ids
 from ..vae import LATENT_CHANNELS, SPATIAL, TEMPORAL
 from .losses import AUDIO_ALONE, Batch, draw_time
-from .recipe import Stage
+from .recipe import Schedule, Stage
 from .theatre import Theatre
 
 PER_SHARD = 64
@@ -67,6 +67,21 @@ def seeded(*key: object) -> torch.Generator:
     """A generator that depends on nothing but `key`."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def shared_rows(stage: Schedule, rank: int, processes: int) -> range:
+    """Which samples of each of the stage's batches are process number `rank`'s.
+
+    Raises:
+        UserError: a batch that the processes cannot share equally.
+    """
+    if stage.batch % processes:
+        raise UserError(
+            f"stage {stage.name!r} has batches of {stage.batch}; {processes} processes "
+            "cannot share that equally: change the batch or the number of processes"
+        )
+    local = stage.batch // processes
+    return range(rank * local, (rank + 1) * local)
 
 
 def encode_clip(
@@ -260,11 +275,7 @@ class Batches(torch.utils.data.Dataset):
     with_states: bool = True  # captions come as stored states, not as texts
 
     def __post_init__(self):
-        if self.stage.batch % self.processes:
-            raise UserError(
-                f"stage {self.stage.name!r} has batches of {self.stage.batch}; {self.processes} processes "
-                "cannot share that equally: change the batch or the number of processes"
-            )
+        self.rows = shared_rows(self.stage, self.rank, self.processes)
         if "reference-voice" in self.stage.tasks and self.latents[0].voice is None:
             raise UserError(
                 f"{self.latents.folder} has no reference voices; name the speakers of your clips, or take "
@@ -287,9 +298,7 @@ class Batches(torch.utils.data.Dataset):
         mode = list(stage.tasks)[int(torch.multinomial(chances, 1, generator=generator))]
         null = bool(torch.rand((), generator=generator) < stage.null_share)
         n_v = int(torch.randint(1, max(2, first.shape[1]), (), generator=generator))
-        local = stage.batch // self.processes
-        start = step * stage.batch + self.rank * local
-        rows = [self._row(g, mode, null) for g in range(start, start + local)]
+        rows = [self._row(step * stage.batch + row, mode, null) for row in self.rows]
         ids = [row.pop("ids") for row in rows]
         captions = [row.pop("caption") for row in rows]
         states = [row.pop("states") for row in rows]

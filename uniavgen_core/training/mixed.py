@@ -46,10 +46,16 @@ def quick_attention(dtype: torch.dtype, device: torch.device) -> Attention:
     return softmax_attention if dtype == torch.bfloat16 and device.type == "cpu" else sdpa
 
 
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """An `Attention` of plain products."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+def attention_weights(q: Tensor, k: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """`[B, heads, N, M]`, each row's sum is 1."""
+    q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return scores.softmax(-1)
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """An `Attention` of plain products."""
+    v = v.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return (attention_weights(q, k, heads, mask) @ v).transpose(1, 2).flatten(2)

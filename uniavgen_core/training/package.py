@@ -10,18 +10,21 @@ import torch
 from ..caption import load_caption_encoder
 from ..checkpoint import load_model, save_checkpoint
 from ..vae import load_vae
-from .autoencoder import save_vae, train_vae
+from .autoencoder import Pieces, save_vae, train_vae
 from .captions import new_caption_encoder
 from .data import prepare, speech_sample, theatre_sample
-from .recipe import EMBEDDED, Recipe, Schedule
+from .recipe import EMBEDDED, Recipe
 from .theatre import Theatre
 from .train import Run, train
 
 SPEECH, CLIPS = 4096, 1536
-PICTURES = Schedule("pictures", 1700, 16, 1e-3, decay=0.3)
-VIDEOS = Schedule("clips", 250, 2, 5e-4, warmup=20, decay=0.7)
-DECODER_PICTURES = Schedule("pictures", 800, 8, 7e-4, decay=0.5)
-DECODER_VIDEOS = Schedule("clips", 60, 1, 3e-4, warmup=20, decay=0.7)
+VAE = (
+    Pieces("pictures", 1700, 16, 1e-3, decay=0.3),
+    Pieces("clips", 250, 2, 5e-4, warmup=20, decay=0.7, frames=9),
+    Pieces("mouths", 600, 4, 1e-3, warmup=30, frames=9, crop=64, motion=10.0),
+    Pieces("motion", 1000, 4, 5e-4, warmup=20, decay=0.6, frames=17, crop=64, motion=5.0),
+)
+DECODER = (Pieces("decoder", 900, 1, 5e-4, warmup=20, decay=0.6, frames=17, motion=5.0),)
 
 
 def make_embedded(out: str | Path, recipe: Recipe = EMBEDDED, run: Run | None = None) -> Path:
@@ -33,8 +36,8 @@ def make_embedded(out: str | Path, recipe: Recipe = EMBEDDED, run: Run | None = 
         UserError: as `train_vae`, `prepare` and `train`.
     """
     out, theatre = Path(out), Theatre()
-    vae = train_vae(theatre, PICTURES, VIDEOS, out / "vae", run=run)
-    decoder = train_vae(Theatre(1), DECODER_PICTURES, DECODER_VIDEOS, out / "decoder", vae, run)
+    vae = train_vae(theatre, VAE, out / "vae", run=run)
+    decoder = train_vae(Theatre(1), DECODER, out / "decoder", vae, run)
     encode = load_vae(vae).encode
     height, width = theatre.size
     about = {"theatre": [theatre.seed, theatre.split], "frames": theatre.frames, "size": [width, height]}

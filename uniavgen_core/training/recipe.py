@@ -62,7 +62,7 @@ class Stage(Schedule):
     `mask_weight`: lambda_m at the first and the last step. `null_share` of the steps train the null pass
     (no text, no interaction), `text_drop` of the other samples lose their texts. `logit_normal`: the share
     of times drawn logit-normal, the rest is uniform; a `shift` above 1 moves all times towards noise, where
-    the texts decide.
+    the texts decide. `guide`: weight of the guided attention to the speech text, for the audio branch alone.
 
     Raises:
         UserError: values that make no stage.
@@ -74,6 +74,7 @@ class Stage(Schedule):
     text_drop: float = 0.05
     logit_normal: float = 0.5
     shift: float = 1.0
+    guide: float = 0.0
 
     def _faults(self) -> dict[str, bool]:
         unknown = [task for task in self.tasks if task not in MODES]
@@ -84,6 +85,8 @@ class Stage(Schedule):
             or max(self.tasks.values()) == 0,
             f"{AUDIO_ALONE!r} trains the audio branch alone and stands alone": AUDIO_ALONE in self.tasks
             and len(self.tasks) > 1,
+            f"guide is {self.guide}; it is 0 or more, and 0 with video": self.guide < 0
+            or (self.guide > 0 and not self.audio_alone),
             f"shift is {self.shift}, it must be positive": not self.shift > 0,
             "null_share, text_drop and logit_normal lie in 0..1": any(
                 not 0 <= x <= 1 for x in (self.null_share, self.text_drop, self.logit_normal)
@@ -95,9 +98,9 @@ class Stage(Schedule):
         return AUDIO_ALONE in self.tasks
 
     def loss_weights(self, step: int) -> dict[str, float]:
-        """lambda_m, the weight of the mask loss."""
+        """lambda_m and lambda_g, the weights of the mask loss and of the guided attention."""
         first, last = self.mask_weight
-        return {"lambda_m": first + (last - first) * step / max(1, self.steps - 1)}
+        return {"lambda_m": first + (last - first) * step / max(1, self.steps - 1), "lambda_g": self.guide}
 
 
 @dataclass(frozen=True)
