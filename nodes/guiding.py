@@ -39,7 +39,7 @@ class MACFGGuider(comfy.samplers.CFGGuider):
                 f"model is a {type(model.model).__name__}, expected UniAVGen; use UniAVGen Load Model"
             )
         super().__init__(model)
-        self.guidance, self.face_masks = guidance, face_masks
+        self.guidance, self.face_masks = guidance.for_layers(model.model.core_config.layers), face_masks
         self.caches: dict[tuple[str, int], Cache] = {}
 
     def set_conds(self, positive, negative):
@@ -202,8 +202,8 @@ def _details() -> list:
             min=-1,
             max=MAX_LAYER,
             advanced=True,
-            tooltip="Layer that the null pass leaves out, -1: none. A layer the model does not have changes "
-            "nothing. The released model was tuned with 11.",
+            tooltip="Layer that the null pass leaves out, -1: none. The released model was tuned with 11; a "
+            "model too small for 11 leaves out none.",
         ),
     ]
 
@@ -230,10 +230,31 @@ def _steps() -> io.Input:
     )
 
 
-def _conditionings() -> list:
+def _model_and_texts() -> list:
     return [
+        io.Model.Input("model", tooltip="From UniAVGen Load Model, LoRAs and compile included."),
         io.Conditioning.Input("positive", tooltip="From a UniAVGen task node."),
         io.Conditioning.Input("negative", tooltip="From the same task node."),
+    ]
+
+
+def _run(scales: list, seed_tooltip: str) -> list:
+    """What a node that samples asks for, around its `scales`."""
+    return [
+        *_model_and_texts(),
+        io.Latent.Input("latent", tooltip="From the same task node."),
+        *scales,
+        io.Int.Input(
+            "seed",
+            default=2025,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip=seed_tooltip,
+        ),
+        _steps(),
+        *_details(),
+        _shift(),
     ]
 
 
@@ -246,12 +267,7 @@ class Guider(io.ComfyNode):
             category=CATEGORY,
             description="Modality-aware guidance for Sampler Custom Advanced: one null pass serves sound and "
             "picture, each with its own scale.",
-            inputs=[
-                io.Model.Input("model", tooltip="From UniAVGen Load Model, LoRAs and compile included."),
-                *_conditionings(),
-                *_sliders(),
-                *_details(),
-            ],
+            inputs=[*_model_and_texts(), *_sliders(), *_details()],
             outputs=[io.Guider.Output(tooltip="For Sampler Custom Advanced.")],
         )
 
@@ -288,23 +304,7 @@ class Sampler(io.ComfyNode):
             category=CATEGORY,
             description="Guider, schedule and Euler steps on one node. Turning a slider and queueing again "
             "repeats only this and what follows; the encoders stay cached.",
-            inputs=[
-                io.Model.Input("model", tooltip="From UniAVGen Load Model, LoRAs and compile included."),
-                *_conditionings(),
-                io.Latent.Input("latent", tooltip="From the same task node."),
-                *_sliders(),
-                io.Int.Input(
-                    "seed",
-                    default=2025,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same seed gives the same clip.",
-                ),
-                _steps(),
-                *_details(),
-                _shift(),
-            ],
+            inputs=_run(_sliders(), "The same seed gives the same clip."),
             outputs=[io.Latent.Output(display_name="latent", tooltip="For UniAVGen Split.")],
         )
 
@@ -326,24 +326,13 @@ class GuidanceGrid(io.ComfyNode):
             category=CATEGORY,
             description="The sampler for every pair of s_v and s_a, all from one seed: a list of latents "
             "with labels, for Split, VAE Decode and UniAVGen Compare. Takes as many runs as there are pairs.",
-            inputs=[
-                io.Model.Input("model", tooltip="From UniAVGen Load Model, LoRAs and compile included."),
-                *_conditionings(),
-                io.Latent.Input("latent", tooltip="From the same task node."),
-                io.String.Input("s_v", default="1, 3, 5", tooltip="Scales of the picture, a column each."),
-                io.String.Input("s_a", default="1, 2, 4", tooltip="Scales of the sound, a row each."),
-                io.Int.Input(
-                    "seed",
-                    default=2025,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same for all, so that only the scales differ.",
-                ),
-                _steps(),
-                *_details(),
-                _shift(),
-            ],
+            inputs=_run(
+                [
+                    io.String.Input("s_v", default="1, 3, 5", tooltip="Scales of the picture, one a column."),
+                    io.String.Input("s_a", default="1, 2, 4", tooltip="Scales of the sound, one a row."),
+                ],
+                "The same for all, so that only the scales differ.",
+            ),
             outputs=[
                 io.Latent.Output(display_name="latents", is_output_list=True, tooltip="Row by row."),
                 io.String.Output(display_name="labels", is_output_list=True, tooltip="For UniAVGen Compare."),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.media import AAC_RATES, MAX_FPS
-from ..uniavgen_core.mel import resample
+from ..uniavgen_core.mel import fit_length, resample
 from ..uniavgen_core.tasks import FPS
 from .encoding import pictures_uint8
 from .types import CATEGORY, tell
@@ -60,7 +60,7 @@ class Mux(io.ComfyNode):
         if waveform.shape[1] > 2:
             waveform = waveform.mean(1, keepdim=True)
         samples, wanted = waveform.shape[-1], round(len(frames) / fps * rate)
-        waveform = F.pad(waveform[:1, :, :wanted], (0, max(0, wanted - samples)))
+        waveform = fit_length(waveform[:1], wanted)
         change = (samples - wanted) / rate
         note = (
             ""

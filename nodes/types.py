@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.mel import (
-    MIN_VOICE_SECONDS,
-    SAMPLE_RATE,
     SILENCE,
+    check_voice_length,
     peak_normalise,
     reference_voice,
     sound_latent,
@@ -57,12 +56,7 @@ class EncodedSound:
     def voice(self) -> Tensor:
         """A reference voice: peak-normalised, with 0.3 s of silence behind it, `[1, L, 80]`."""
         self._check_audible("reference_voice")
-        seconds = len(self.waveform) / SAMPLE_RATE
-        if seconds < MIN_VOICE_SECONDS:
-            raise UserError(
-                f"reference_voice lasts {seconds:.2f} s, expected at least {MIN_VOICE_SECONDS} s; use a "
-                "clip of 3 to 10 s"
-            )
+        check_voice_length(self.waveform, "reference_voice")
         return sound_latent(reference_voice(self.waveform)[None])
 
     def _check_audible(self, name: str) -> None:

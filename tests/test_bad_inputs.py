@@ -167,8 +167,8 @@ CASES = {
     "no sample": (DRIVE + " {g}/none.wav", "no samples|cannot be read", "choose|again"),
     "short sound": (DRIVE + " {g}/blip.wav", "lasts 0.200 s", "give a longer one"),
     "silent voice": (VOICE + " {g}/silent.wav", "clip is silent", "use a clip in which someone speaks"),
-    "short voice": (VOICE + " {g}/blip.wav", "voice lasts 0.200 s", "give a clip of at least"),
-    "one sample of a voice": (VOICE + " {g}/sample.wav", "voice lasts 0.000 s", "give a clip of at least"),
+    "short voice": (VOICE + " {g}/blip.wav", "voice lasts 0.200 s", "give a clip of 3 to 10 s"),
+    "one sample of a voice": (VOICE + " {g}/sample.wav", "voice lasts 0.000 s", "give a clip of 3 to 10 s"),
     # video
     "missing video": (DUB + " {g}/nobody.mp4", "nobody.mp4: no such file", "check the name"),
     "empty video": (DUB + " {g}/empty.mp4", "the file is empty", "again"),

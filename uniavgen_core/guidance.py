@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from .errors import UserError
 from .layers import Attention, sdpa
 from .model import Cache, DualBranchDiT, Velocity
 from .tasks import Task
@@ -38,6 +39,19 @@ class Guidance:
     @property
     def needs_null(self) -> bool:
         return (self.s_v, self.s_a) != (1.0, 1.0)
+
+    def for_layers(self, layers: int) -> Guidance:
+        """For a model of so many layers, of which one too small for the default skip layer skips none.
+
+        Raises:
+            UserError: another skip layer that the model does not have.
+        """
+        outside = [layer for layer in self.skip_layers if not 0 <= layer < layers]
+        if not outside:
+            return self
+        if self.skip_layers == Guidance.skip_layers:
+            return replace(self, skip_layers=())
+        raise UserError(f"skip layer {outside[0]} does not exist; the model has layers 0..{layers - 1}")
 
     def null_interacts(self, step: int, steps: int) -> bool:
         """Whether the null pass of a step (from 0) keeps the interaction on."""

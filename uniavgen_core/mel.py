@@ -34,6 +34,11 @@ SILENCE = 1e-4
 MIN_RATE, MAX_RATE = 1000, 1_000_000
 
 
+def fit_length(waveform: Tensor, samples: int) -> Tensor:
+    """`[..., n]` cut, or filled up with silence, to `[..., samples]`."""
+    return F.pad(waveform[..., :samples], (0, max(0, samples - waveform.shape[-1])))
+
+
 def log_mel(waveform: Tensor) -> Tensor:
     """Natural-log mel spectrogram, [..., samples] at 24 kHz -> [..., 80, samples // 240], fp32.
 
@@ -142,6 +147,16 @@ def peak_normalise(waveform: Tensor) -> Tensor:
 def sound_latent(waveform: Tensor) -> Tensor:
     """`[..., n]` at 24 kHz -> normalised latent `[..., L, 80]`, L = n // 240."""
     return mel_to_latent(log_mel(waveform))
+
+
+def check_voice_length(waveform: Tensor, name: str) -> None:
+    """Raises UserError where a reference voice `[n]` at 24 kHz, called `name`, is too short to tell."""
+    seconds = len(waveform) / SAMPLE_RATE
+    if seconds < MIN_VOICE_SECONDS:
+        raise UserError(
+            f"{name}: the voice lasts {seconds:.3f} s, expected at least {MIN_VOICE_SECONDS} s; give a clip "
+            "of 3 to 10 s"
+        )
 
 
 def reference_voice(waveform: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import embedded, media, mel, speech, tasks
@@ -255,7 +254,7 @@ def read_inputs(request: Request, as_said: Callable[[str], str] = str) -> Inputs
             if video.audio is None:
                 raise UserError(f"{request.video}: has no sound to go on from; choose a video with sound")
             picture = picture[:known]
-            sound = _fit(mel.prepare_audio(*video.audio), tasks.mel_frames(known) * mel.HOP)
+            sound = mel.fit_length(mel.prepare_audio(*video.audio), tasks.mel_frames(known) * mel.HOP)
             notes.append(f"the first {known} frames ({known / tasks.FPS:.2f} s) of the video are kept")
 
     width, height = media.size_for(picture.shape[2], picture.shape[1], request.short_side)
@@ -264,11 +263,7 @@ def read_inputs(request: Request, as_said: Callable[[str], str] = str) -> Inputs
     voice = None
     if request.voice:
         voice = mel.prepare_audio(*media.read_audio(request.voice), require_sound=True)
-        if len(voice) < mel.MIN_VOICE_SECONDS * mel.SAMPLE_RATE:
-            raise UserError(
-                f"{request.voice}: the voice lasts {len(voice) / mel.SAMPLE_RATE:.3f} s; give a clip of at "
-                f"least {mel.MIN_VOICE_SECONDS} s, 3 to 10 s are best"
-            )
+        mel.check_voice_length(voice, request.voice)
         voice = mel.reference_voice(voice)
     picture = media.fit_image(picture, width, height)
     return Inputs((width, height), frames, symbols, null_symbols, picture, sound, voice, notes)
@@ -283,10 +278,6 @@ def _shorten(what: str, wanted: int, available: int, seconds: float, notes: list
     frames = min(wanted, available)
     notes.append(f"{frames} frames ({frames / tasks.FPS:.2f} s) of the {what} ({seconds:.2f} s) are used")
     return frames
-
-
-def _fit(waveform: Tensor, samples: int) -> Tensor:
-    return F.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
 
 
 def generate(
@@ -304,7 +295,7 @@ def generate(
     request = request.completed(weights.settings())
     request.check()
     config = weights.check()
-    guidance = _fitting(request.guidance, config.layers)
+    guidance = request.guidance.for_layers(config.layers)
     if weights.embedded:
         inputs = read_inputs(request, embedded.plain)
         inputs.notes[:0] = [f"no weights given: this is {embedded.NOTICE}", *embedded.warnings(request.text)]
@@ -404,16 +395,6 @@ def _task(mode: str, inputs: Inputs, video: Tensor, variant: str, device: torch.
     if mode == "dubbing":
         return tasks.dubbing(video, mels, voice)
     return tasks.audio_driven(video, latent(mel.peak_normalise(inputs.sound)), frames)
-
-
-def _fitting(guidance: Guidance, layers: int) -> Guidance:
-    """The default skip layer is the released model's; a smaller model has none."""
-    if guidance.skip_layers == Guidance().skip_layers and layers <= max(guidance.skip_layers):
-        return Guidance(guidance.s_v, guidance.s_a, guidance.interval, ())
-    outside = [layer for layer in guidance.skip_layers if not 0 <= layer < layers]
-    if outside:
-        raise UserError(f"skip layer {outside[0]} does not exist; the model has layers 0..{layers - 1}")
-    return guidance
 
 
 def _to_signed(pictures: Tensor) -> Tensor:

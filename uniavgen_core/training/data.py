@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .. import tasks
 from ..errors import UserError
-from ..mel import HOP, peak_normalise, reference_voice, sound_latent
+from ..mel import HOP, fit_length, peak_normalise, reference_voice, sound_latent
 from ..speech import FILLER, null_symbol_ids, symbol_ids
 from ..vae import LATENT_CHANNELS, SPATIAL, TEMPORAL
 from .losses import AUDIO_ALONE, Batch, draw_time
@@ -91,7 +91,7 @@ def encode_clip(
     frames, face_mask = torch.as_tensor(frames), torch.as_tensor(face_mask)
     picture = frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     samples = tasks.mel_frames(len(frames)) * HOP
-    waveform = F.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
+    waveform = fit_length(waveform, samples)
     return {
         "video": encode(picture)[0].cpu(),
         "audio": sound_latent(waveform),
