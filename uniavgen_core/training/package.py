@@ -17,14 +17,14 @@ from .recipe import EMBEDDED, Recipe
 from .theatre import Theatre
 from .train import Run, train
 
-SPEECH, CLIPS = 4096, 1536
+SPEECH, CLIPS = 4096, 4096
 VAE = (
     Pieces("pictures", 1700, 16, 1e-3, decay=0.3),
     Pieces("clips", 250, 2, 5e-4, warmup=20, decay=0.7, frames=9),
     Pieces("mouths", 600, 4, 1e-3, warmup=30, frames=9, crop=64, motion=10.0),
     Pieces("motion", 1000, 4, 5e-4, warmup=20, decay=0.6, frames=17, crop=64, motion=5.0),
 )
-DECODER = (Pieces("decoder", 900, 1, 5e-4, warmup=20, decay=0.6, frames=17, motion=5.0),)
+DECODER = (Pieces("decoder", 700, 1, 7e-4, warmup=20, decay=0.6, frames=17, motion=5.0),)
 
 
 def make_embedded(out: str | Path, recipe: Recipe = EMBEDDED, run: Run | None = None) -> Path:

@@ -193,20 +193,17 @@ EMBEDDED = Recipe(
     stages=(
         Stage("1-audio", 1200, 32, 1e-3, {AUDIO_ALONE: 1.0}),
         Stage("1-words", 900, 32, 1e-3, {AUDIO_ALONE: 1.0}, shift=3.0),
+        Stage("1-reading", 1500, 32, 1e-3, {AUDIO_ALONE: 1.0}, warmup=30, shift=3.0, guide=0.3),
         Stage(
-            "2-joint", 300, 16, 1e-3, {"joint": 1.0, "audio-driven": 2.0}, mask_weight=(0.1, 0.05), shift=2.0
-        ),
-        Stage(
-            "2-driven",
-            320,
+            "2-joint",
+            2000,
             16,
             1e-3,
-            {"joint": 1.0, "audio-driven": 3.0},
-            warmup=20,
-            mask_weight=(0.1, 0.05),
+            {"joint": 2.0, "audio-driven": 2.0, "dubbing": 1.0},
+            mask_weight=(1.0, 0.5),
             shift=2.0,
         ),
-        Stage("3-tasks", 560, 16, 1e-3, TASK_MIX, warmup=20, decay=0.35, mask_weight=(0.05, 0.0), shift=2.0),
+        Stage("3-tasks", 2300, 16, 1e-3, TASK_MIX, warmup=20, decay=0.35, mask_weight=(0.5, 0.3), shift=2.0),
     ),
     ema=0.995,
     dtype="bf16",
