@@ -39,8 +39,8 @@ CAPTION = "A person in an orange suit talks to the camera."
 LINE = "Hello from the workshop, it is good to see you."
 VOICE_LINE = "This is how I sound when I read a sentence aloud."
 PUPPET_CAPTION = (
-    "a middle-aged woman with black hair in a bun, glasses and earrings nods while speaking, looking happy, "
-    "in a forest"
+    "a middle-aged woman with black hair in a bun, glasses and earrings holds still while speaking, looking "
+    "happy, in a forest"
 )
 PUPPET_LINE = "Hello, show me the moon."
 PUPPET_VOICE_LINE = "The old friend sings today."

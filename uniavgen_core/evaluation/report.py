@@ -75,13 +75,13 @@ def rounded(estimate: Estimate) -> list[float]:
 def grid_summary(points: list[dict]) -> list[dict]:
     """Each point of the grid with sync, word_error and amplitude as (value, low, high), and its score.
 
-    The score, by which the best point is chosen: sync r minus word error minus |mouth amplitude - 1|.
+    The score, by which the best point is chosen: sync r minus word error.
     """
     result = []
     for point in points:
         values = summary(point["rows"])
         kept = {name: values[name] for name in ("sync", "word_error", "amplitude")}
-        score = kept["sync"][0] - kept["word_error"][0] - abs(kept["amplitude"][0] - 1)
+        score = kept["sync"][0] - kept["word_error"][0]
         result.append({"s_v": point["s_v"], "s_a": point["s_a"], **kept, "score": round(score, 4)})
     return result
 
@@ -151,8 +151,8 @@ def page(metrics: dict, rows: dict[str, list[dict]]) -> str:
     if "grid" in metrics:
         best = metrics["best"]
         parts += ["<h2>Guidance scales</h2>", grid_figure(metrics["grid"])]
-        parts += [f"<p>Best: s_v {best['s_v']:g}, s_a {best['s_a']:g} (sync r less word error less "]
-        parts += ["|amplitude - 1|).</p>", _grid_table(metrics["grid"])]
+        parts += [f"<p>Best: s_v {best['s_v']:g}, s_a {best['s_a']:g} (sync r less word error).</p>"]
+        parts += [_grid_table(metrics["grid"])]
     for name, found in rows.items():
         shown = [row for row in found if "clip" in row]
         if shown:
