@@ -55,7 +55,8 @@ It can say sentences of 2 to 5 words in 2 seconds, of these words: {words}.
 
 It learnt captions of one form: *an old man with curly grey hair, a beard and glasses nods while speaking, \
 looking sad, by the sea*. Keep the first part true to the picture; change how the head moves (nods, sways, \
-looks around, tilts the head, holds still) and the mood. A head that moves much smears. Size and length stay at 128 pixels and 33 frames.
+looks around, tilts the head, holds still) and the mood. A head that moves much smears. Size and \
+length stay at 128 pixels and 33 frames.
 """
 
 TITLES = {
