@@ -22,7 +22,7 @@ def judge(
 ) -> dict[str, float]:
     """What `vocoder` (log-mel `[1, 80, L]` -> waveform `[1, 240 L]`) makes of held-out recordings.
 
-    "mel", "spectra": distances to the recording (see `training/vocoder.py`); "pitch": median error of f0;
+    "mel", "spectra": distances to the recording (see `training/vocoder.py`); "pitch": median error of f0, 1 where nothing is voiced;
     "word_error": the recogniser's, and "real_word_error" on the recordings themselves; "seconds" of work
     per second of sound.
     """
@@ -37,7 +37,8 @@ def judge(
         work += (time.perf_counter() - begin) * mel.SAMPLE_RATE / made.shape[1]
         real = real[:, : made.shape[1]]
         distances.append([mel_distance(made, real).item(), spectral_distance(made, real).item()])
-        pitches.append(pitch_error(measure_pitch(made[0].numpy()), measure_pitch(speech.waveform)))
+        heard = measure_pitch(made[0].numpy())
+        pitches.append(pitch_error(None if np.isnan(heard) else heard, measure_pitch(speech.waveform)))
         wrong += word_errors(speech.transcript, recogniser.transcribe(made)[0])
         wrong_real += word_errors(speech.transcript, recogniser.transcribe(real)[0])
         said += len(words(speech.transcript))
@@ -45,7 +46,7 @@ def judge(
     return {
         "mel": of_mel,
         "spectra": of_spectra,
-        "pitch": float(np.nanmedian(pitches)),
+        "pitch": float(np.median(pitches)),
         "word_error": wrong / said,
         "real_word_error": wrong_real / said,
         "seconds": work / recordings,
