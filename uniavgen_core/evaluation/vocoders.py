@@ -22,9 +22,9 @@ def judge(
 ) -> dict[str, float]:
     """What `vocoder` (log-mel `[1, 80, L]` -> waveform `[1, 240 L]`) makes of held-out recordings.
 
-    "mel", "spectra": distances to the recording (see `training/vocoder.py`); "pitch": median error of f0, 1 where nothing is voiced;
-    "word_error": the recogniser's, and "real_word_error" on the recordings themselves; "seconds" of work
-    per second of sound.
+    "mel", "spectra": distances to the recording (see `training/vocoder.py`); "pitch": median error of f0, 1
+    where nothing is voiced; "word_error": the recogniser's, and "real_word_error" on the recordings
+    themselves; "seconds" of work per second of sound.
     """
     theatre, distances, pitches = Theatre(split="held-out"), [], []
     wrong, wrong_real, said, work = 0, 0, 0, 0.0
