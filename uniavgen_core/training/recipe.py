@@ -203,7 +203,7 @@ EMBEDDED = Recipe(
             mask_weight=(1.0, 0.5),
             shift=2.0,
         ),
-        Stage("3-tasks", 2300, 16, 1e-3, TASK_MIX, warmup=20, decay=0.35, mask_weight=(0.5, 0.3), shift=2.0),
+        Stage("3-tasks", 2050, 16, 1e-3, TASK_MIX, warmup=20, decay=0.35, mask_weight=(0.5, 0.3), shift=2.0),
     ),
     ema=0.995,
     dtype="bf16",

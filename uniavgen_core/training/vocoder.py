@@ -1,7 +1,6 @@
-"""A small BigVGAN trained on the theatre's speech, and what it is worth beside Griffin-Lim.
+"""A small BigVGAN trained on the theatre's speech.
 
-It learns from the errors of spectra alone, without the discriminators of the paper (BigVGAN, Lee et al.
-2023): voices of one synthesiser leave little to guess.
+It learns from the errors of spectra alone, without the discriminators of the paper (BigVGAN, Lee et al. 2023).
 """
 
 from __future__ import annotations
