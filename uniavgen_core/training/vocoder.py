@@ -1,6 +1,6 @@
 """A small BigVGAN trained on the theatre's speech.
 
-It learns from the errors of spectra alone, without the discriminators of the paper (BigVGAN, Lee et al. 2023).
+It learns from the errors of spectra alone, without the discriminators of the paper (BigVGAN, 2023).
 """
 
 from __future__ import annotations
