@@ -30,13 +30,12 @@ def measure(frames: np.ndarray, waveform: np.ndarray, first: int = 0) -> dict:
     aperture = measure_aperture(frames)[first:]
     loudness = loudness_envelope(waveform, len(frames))[first:]
     at_lag = [lagged_correlation(aperture, loudness, lag) for lag in LAGS]
-    pitch = measure_pitch(waveform)
     return {
         "sync": at_lag[LAGS.index(0)],
         "sync_at_lag": at_lag,
         "lag": LAGS[int(np.argmax(at_lag))] if max(at_lag) > 0 else None,
         "amplitude": amplitude(aperture),
-        "pitch": None if np.isnan(pitch) else pitch,
+        "pitch": heard_pitch(waveform),
         "aperture": aperture.round(3).tolist(),
         "loudness": loudness.round(3).tolist(),
     }
@@ -54,6 +53,12 @@ def lagged_correlation(aperture: np.ndarray, loudness: np.ndarray, lag: int = 0)
 def amplitude(aperture: np.ndarray) -> float:
     """How far a mouth opens: the 95th minus the 5th percentile of its aperture `[F]`."""
     return float(np.subtract(*np.percentile(aperture, (95, 5))))
+
+
+def heard_pitch(waveform: np.ndarray) -> float | None:
+    """Median f0 in Hz, None where nothing is voiced."""
+    pitch = measure_pitch(waveform)
+    return None if np.isnan(pitch) else pitch
 
 
 def pitch_error(heard: float | None, wanted: float) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import mel
 from ..training.theatre import Theatre, measure_pitch
 from ..training.vocoder import mel_distance, spectral_distance
-from .metrics import pitch_error
+from .metrics import heard_pitch, pitch_error
 from .recogniser import Recogniser, word_errors, words
 
 
@@ -37,8 +37,7 @@ def judge(
         work += (time.perf_counter() - begin) * mel.SAMPLE_RATE / made.shape[1]
         real = real[:, : made.shape[1]]
         distances.append([mel_distance(made, real).item(), spectral_distance(made, real).item()])
-        heard = measure_pitch(made[0].numpy())
-        pitches.append(pitch_error(None if np.isnan(heard) else heard, measure_pitch(speech.waveform)))
+        pitches.append(pitch_error(heard_pitch(made[0].numpy()), measure_pitch(speech.waveform)))
         wrong += word_errors(speech.transcript, recogniser.transcribe(made)[0])
         wrong_real += word_errors(speech.transcript, recogniser.transcribe(real)[0])
         said += len(words(speech.transcript))

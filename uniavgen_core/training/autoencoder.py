@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..vae import ARCHITECTURE, LATENT_CHANNELS, WanVAE, autoencoder, load_vae
-from .data import seeded, shared_rows
+from .pieces import TensorBatch, TheatreBatches
 from .recipe import EMBEDDED, Schedule
 from .theatre import Theatre
 from .train import Run, fit, make_accelerator
@@ -53,7 +53,7 @@ class Pieces(Schedule):
 
 
 @dataclass
-class Clips:
+class Clips(TensorBatch):
     """frames `[B, 3, F, H, W]` in -1..1, `weight` `[B, 1, F, H, W]` of each pixel's error, `noise` of the
     posterior `[B, 48, T, H/16, W/16]`."""
 
@@ -61,41 +61,16 @@ class Clips:
     weight: Tensor
     noise: Tensor
 
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def about(self) -> dict:
-        return {}
-
-    def to(self, device: torch.device) -> Clips:
-        return Clips(*(x.to(device) for x in (self.frames, self.weight, self.noise)))
-
-    def split(self, size: int) -> list[Clips]:
-        parts = zip(*(x.split(size) for x in (self.frames, self.weight, self.noise)))
-        return [Clips(*part) for part in parts]
-
 
 @dataclass
-class TheatreClips(torch.utils.data.Dataset):
-    """Batch number s of pieces, the same however many processes share a batch."""
+class TheatreClips(TheatreBatches):
+    """Pieces of clips."""
 
-    theatre: Theatre
     stage: Pieces
-    rank: int = 0
-    processes: int = 1
+    kind = Clips
 
-    def __post_init__(self):
-        self.rows = shared_rows(self.stage, self.rank, self.processes)
-
-    def __len__(self) -> int:
-        return self.stage.steps
-
-    def __getitem__(self, step: int) -> Clips:
-        pieces = [self._piece(step, row) for row in self.rows]
-        return Clips(*(torch.stack(parts) for parts in zip(*pieces)))
-
-    def _piece(self, step: int, row: int) -> tuple[Tensor, Tensor, Tensor]:
-        stage, generator = self.stage, seeded(self.stage.name, step, row)
+    def piece(self, generator: torch.Generator, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        stage = self.stage
 
         def draw(count: int) -> int:
             return int(torch.randint(count, (), generator=generator))

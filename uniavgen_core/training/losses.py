@@ -155,8 +155,7 @@ class TextGuide:
         if (q.shape[1], k.shape[1]) == (self.frames, self.symbols):
             looks = mixed.attention_weights(q, k, heads, mask)
             self.faults.append((looks.float() * self.fault[:, None]).sum((-1, -2)).mean(1).sum())
-            v = v.unflatten(-1, (heads, -1)).transpose(1, 2)
-            return (looks @ v).transpose(1, 2).flatten(2)
+            return mixed.weighted_values(looks, v)
         return self.attention(q, k, v, heads, mask=mask)
 
     def loss(self) -> Tensor:

@@ -55,7 +55,12 @@ def attention_weights(q: Tensor, k: Tensor, heads: int, mask: Tensor | None = No
     return scores.softmax(-1)
 
 
+def weighted_values(weights: Tensor, v: Tensor) -> Tensor:
+    """What `attention_weights` look at, `[B, N, heads * d]`."""
+    v = v.unflatten(-1, (weights.shape[1], -1)).transpose(1, 2)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """An `Attention` of plain products."""
-    v = v.unflatten(-1, (heads, -1)).transpose(1, 2)
-    return (attention_weights(q, k, heads, mask) @ v).transpose(1, 2).flatten(2)
+    return weighted_values(attention_weights(q, k, heads, mask), v)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import mel
 from ..vocoder import random_vocoder, save_vocoder
-from .data import seeded, shared_rows
+from .pieces import TensorBatch, TheatreBatches
 from .recipe import EMBEDDED, Schedule
 from .theatre import Theatre
 from .train import Run, fit, make_accelerator
@@ -33,50 +33,24 @@ _speech = lru_cache(maxsize=POOL)(Theatre.speech)
 
 
 @dataclass
-class Sounds:
+class Sounds(TensorBatch):
     """waveform `[B, n]` at 24 kHz."""
 
     waveform: Tensor
 
-    def __len__(self) -> int:
-        return len(self.waveform)
 
-    def about(self) -> dict:
-        return {}
+class TheatreSounds(TheatreBatches):
+    """Pieces of recordings, each with speech in it."""
 
-    def to(self, device: torch.device) -> Sounds:
-        return Sounds(self.waveform.to(device))
+    kind = Sounds
 
-    def split(self, size: int) -> list[Sounds]:
-        return [Sounds(part) for part in self.waveform.split(size)]
-
-
-@dataclass
-class TheatreSounds(torch.utils.data.Dataset):
-    """Batch number s: pieces of recordings, each with speech in it."""
-
-    theatre: Theatre
-    stage: Schedule
-    rank: int = 0
-    processes: int = 1
-
-    def __post_init__(self):
-        self.rows = shared_rows(self.stage, self.rank, self.processes)
-
-    def __len__(self) -> int:
-        return self.stage.steps
-
-    def __getitem__(self, step: int) -> Sounds:
-        return Sounds(torch.stack([self._piece(step, row) for row in self.rows]))
-
-    def _piece(self, step: int, row: int) -> Tensor:
-        generator = seeded(self.stage.name, step, row)
+    def piece(self, generator: torch.Generator, step: int) -> tuple[Tensor]:
         waveform = _speech(self.theatre, step + int(torch.randint(POOL, (), generator=generator))).waveform
         length = round(SECONDS * mel.SAMPLE_RATE)
         heard = np.flatnonzero(np.abs(waveform) > 0.05)
         centre = int(heard[int(torch.randint(len(heard), (), generator=generator))])
         first = min(max(centre - length // 2, 0), len(waveform) - length)
-        return torch.from_numpy(waveform[first : first + length])
+        return (torch.from_numpy(waveform[first : first + length]),)
 
 
 class Resynthesis(nn.Module):
