@@ -17,9 +17,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.guidance import Guidance
-from ..uniavgen_core.model import Cache
-from ..uniavgen_core.sampling import schedule
+from ..uniavgen_core.model.dit import Cache
+from ..uniavgen_core.sampling.guidance import Guidance
+from ..uniavgen_core.sampling.sampler import schedule
 from .host_model import TASK_NODES, FaceMasks, UniAVGen, check_latent_shapes
 from .types import CATEGORY
 

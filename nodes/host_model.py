@@ -26,9 +26,9 @@ from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
-from ..uniavgen_core.config import Config
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.model import Cache, DualBranchDiT, uncompiled
+from ..uniavgen_core.model.config import Config
+from ..uniavgen_core.model.dit import Cache, DualBranchDiT, uncompiled
 
 TASK_NODES = "a UniAVGen task node (Joint, Reference Voice, Continuation, Dubbing, Audio-Driven)"
 # estimated: 2.6 GB for one pass over 81 frames of 1280x736 in bf16, see BaseModel.memory_required

@@ -15,7 +15,7 @@ from workflow_graph import GOLDEN, Graph, Node  # noqa: E402
 from workflow_notes import note  # noqa: E402
 
 from uniavgen_core import embedded as embedded_model  # noqa: E402
-from uniavgen_core.sampling import Settings  # noqa: E402
+from uniavgen_core.sampling.sampler import Settings  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
 ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"

@@ -14,8 +14,8 @@ for folder in (str(ROOT), str(ROOT / "tests")):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
-from uniavgen_core.config import TINY  # noqa: E402
-from uniavgen_core.model import DualBranchDiT  # noqa: E402
+from uniavgen_core.model.config import TINY  # noqa: E402
+from uniavgen_core.model.dit import DualBranchDiT  # noqa: E402
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

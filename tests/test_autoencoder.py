@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from uniavgen_core.errors import UserError
-from uniavgen_core.training import autoencoder
-from uniavgen_core.training.autoencoder import Pieces, TheatreClips, measure_latents, train_vae
-from uniavgen_core.training.theatre import Theatre
-from uniavgen_core.vae import load_vae
+from uniavgen_core.media.vae import load_vae
+from uniavgen_core.theatre import autoencoder
+from uniavgen_core.theatre.autoencoder import Pieces, TheatreClips, measure_latents, train_vae
+from uniavgen_core.theatre.clips import Theatre
 
 THEATRE = Theatre(frames=17, size=(64, 64))
 

@@ -24,9 +24,10 @@ from PIL import Image
 from random_parts import random_model
 from safetensors.torch import load_file, save_file
 
-from uniavgen_core import embedded, media, pipeline
-from uniavgen_core.caption import random_caption_encoder
-from uniavgen_core.vae import random_vae
+from uniavgen_core import embedded, pipeline
+from uniavgen_core.media import files
+from uniavgen_core.media.caption import random_caption_encoder
+from uniavgen_core.media.vae import random_vae
 
 GOLDEN = Path(__file__).parent / "golden"
 TEXT = "Well, that went better than I thought."
@@ -106,7 +107,7 @@ def given(tmp_path_factory):
 
 def remux(source, target, options):
     """A copy without sound (-an) or with one frame only."""
-    video = media.read_video(source)
+    video = files.read_video(source)
     import av
 
     with av.open(str(target), "w") as container:
@@ -485,7 +486,7 @@ def test_a_full_disk_leaves_the_old_clip_as_it_was(tmp_path, capfd, monkeypatch,
         Path(path).write_bytes(b"half a clip")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(media, "_encode", full)
+    monkeypatch.setattr(files, "_encode", full)
     (tmp_path / "clip.mp4").write_bytes(b"the old clip")
     only_line(
         *uniavgen(capfd, *command(SMALL, given, tmp_path)), "no space left", "free some or choose another"

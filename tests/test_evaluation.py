@@ -15,13 +15,19 @@ pytest.importorskip("cv2", reason="OpenCV is not installed")
 
 from conftest import randomise
 
-from uniavgen_core import media
-from uniavgen_core.caption import random_caption_encoder
 from uniavgen_core.cli import main
-from uniavgen_core.config import TINY
 from uniavgen_core.errors import UserError
-from uniavgen_core.evaluation import runs
-from uniavgen_core.evaluation.metrics import (
+from uniavgen_core.media import files
+from uniavgen_core.media.caption import random_caption_encoder
+from uniavgen_core.media.mel import log_mel
+from uniavgen_core.media.vae import random_vae
+from uniavgen_core.media.vocoder import GriffinLim
+from uniavgen_core.model.config import TINY
+from uniavgen_core.model.dit import DualBranchDiT
+from uniavgen_core.sampling.guidance import Guidance
+from uniavgen_core.theatre.clips import Theatre
+from uniavgen_core.theatre.evaluation import runs
+from uniavgen_core.theatre.evaluation.metrics import (
     Face,
     interval,
     mask_iou,
@@ -32,7 +38,7 @@ from uniavgen_core.evaluation.metrics import (
     pitch_error,
     ratio,
 )
-from uniavgen_core.evaluation.recogniser import (
+from uniavgen_core.theatre.evaluation.recogniser import (
     Recogniser,
     disturbed,
     held_out_errors,
@@ -40,16 +46,10 @@ from uniavgen_core.evaluation.recogniser import (
     train_recogniser,
     word_errors,
 )
-from uniavgen_core.evaluation.report import summary, write_report
-from uniavgen_core.evaluation.runs import Evaluation, measure_folder, sampler
-from uniavgen_core.evaluation.sampling import Example, Parts, face_masks, make
-from uniavgen_core.evaluation.vocoders import judge
-from uniavgen_core.guidance import Guidance
-from uniavgen_core.mel import log_mel
-from uniavgen_core.model import DualBranchDiT
-from uniavgen_core.training.theatre import Theatre
-from uniavgen_core.vae import random_vae
-from uniavgen_core.vocoder import GriffinLim
+from uniavgen_core.theatre.evaluation.report import summary, write_report
+from uniavgen_core.theatre.evaluation.runs import Evaluation, measure_folder, sampler
+from uniavgen_core.theatre.evaluation.sampling import Example, Parts, face_masks, make
+from uniavgen_core.theatre.evaluation.vocoders import judge
 
 GUIDANCE = Guidance(2.0, 2.0, 1.0, ())
 
@@ -289,7 +289,7 @@ def test_the_report_shows_runs_clips_and_curves(evaluation):
     assert 'src="clips/truth-0.mp4"' in page
     assert "truth-1.mp4" not in page
     assert page.count("<polyline") > 3
-    assert media.read_video(evaluation.out / "clips" / "truth-0.mp4").frames.shape == (17, 64, 64, 3)
+    assert files.read_video(evaluation.out / "clips" / "truth-0.mp4").frames.shape == (17, 64, 64, 3)
 
 
 def test_the_grid_measures_each_pair_of_scales_once_and_names_the_best(evaluation, monkeypatch):
@@ -314,7 +314,7 @@ def test_the_grid_measures_each_pair_of_scales_once_and_names_the_best(evaluatio
 def folder(clips, tmp_path):
     for i, clip in enumerate(clips[:2]):
         sound = torch.from_numpy(clip.waveform)
-        media.write_mp4(tmp_path / f"{i}.mp4", torch.from_numpy(clip.frames), 16, sound, 24000)
+        files.write_mp4(tmp_path / f"{i}.mp4", torch.from_numpy(clip.frames), 16, sound, 24000)
     lines = [json.dumps({"file": f"{i}.mp4", "transcript": clips[i].transcript}) for i in range(2)]
     (tmp_path / "said.jsonl").write_text("\n".join(lines))
     return tmp_path

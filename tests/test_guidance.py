@@ -6,17 +6,17 @@ import pytest
 import torch
 from conftest import inputs
 
-from uniavgen_core import tasks
-from uniavgen_core.config import TINY
-from uniavgen_core.guidance import Guidance, GuidedModel, Texts
-from uniavgen_core.model import Velocity
+from uniavgen_core import conditioning
+from uniavgen_core.model.config import TINY
+from uniavgen_core.model.dit import Velocity
+from uniavgen_core.sampling.guidance import Guidance, GuidedModel, Texts
 
 STEPS = 8
 GIVEN = inputs(TINY, reference_mels=4)
 POSITIVE = Texts(GIVEN["caption"], GIVEN["speech"])
 NEGATIVE = Texts(GIVEN["caption"][:, :2], GIVEN["speech"][:, :3])
-JOINT = tasks.joint(GIVEN["reference_image"], 3, 23)
-VOICE = tasks.reference_voice(GIVEN["reference_image"], GIVEN["reference_mel"], 3, 23)
+JOINT = conditioning.joint(GIVEN["reference_image"], 3, 23)
+VOICE = conditioning.reference_voice(GIVEN["reference_image"], GIVEN["reference_mel"], 3, 23)
 
 
 class Recorder:

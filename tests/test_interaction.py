@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniavgen_core import RELEASED
-from uniavgen_core.config import TINY
-from uniavgen_core.interaction import alignment
-from uniavgen_core.interaction.a2v import A2V
-from uniavgen_core.interaction.v2a import V2A, group_mels
-from uniavgen_core.layers import sdpa
-from uniavgen_core.rope import grid, window
+from uniavgen_core.model import alignment
+from uniavgen_core.model.a2v import A2V
+from uniavgen_core.model.config import TINY
+from uniavgen_core.model.layers import sdpa
+from uniavgen_core.model.rope import grid, window
+from uniavgen_core.model.v2a import V2A, group_mels
 
 TOLERANCE = 1e-5
 many = settings(max_examples=40, deadline=None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from uniavgen_core.errors import UserError
-from uniavgen_core.mel import (
+from uniavgen_core.media.mel import (
     SAMPLE_RATE,
     latent_to_mel,
     log_mel,
@@ -149,7 +149,7 @@ def test_mel_and_resampling_need_no_torchaudio():
     code = (
         "import sys; sys.modules['torchaudio'] = None\n"
         "import torch\n"
-        "from uniavgen_core.mel import log_mel, prepare_audio\n"
+        "from uniavgen_core.media.mel import log_mel, prepare_audio\n"
         "print(*log_mel(prepare_audio(torch.rand(2, 44100), 44100)).shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

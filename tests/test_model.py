@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from uniavgen_core import DualBranchDiT
-from uniavgen_core.config import TINY
-from uniavgen_core.convnext import SpeechEncoder
-from uniavgen_core.layers import sdpa
-from uniavgen_core.model import Cache, Velocity
+from uniavgen_core.model.config import TINY
+from uniavgen_core.model.dit import Cache, Velocity
+from uniavgen_core.model.layers import sdpa
+from uniavgen_core.model.speech_encoder import SpeechEncoder
 
 KINDS = ("Linear", "Conv1d", "Conv3d", "Embedding", "LayerNorm", "RMSNorm")
 

@@ -14,7 +14,7 @@ from oracle import linear, part
 from torch import Tensor
 
 from uniavgen_core import DualBranchDiT
-from uniavgen_core.config import TINY
+from uniavgen_core.model.config import TINY
 
 PAPER = replace(TINY, variant="paper", layers=1, interaction_layers=(0,))
 T, H, W = 3, 2, 3  # latent frames, tokens down and across

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from uniavgen_core.errors import UserError
-from uniavgen_core.training import puppet, voices
-from uniavgen_core.training.theatre import (
+from uniavgen_core.theatre import drawing, voices
+from uniavgen_core.theatre.clips import (
     VOCABULARY,
     Theatre,
     identity_voice,
@@ -147,7 +147,7 @@ def test_the_face_mask_is_the_face(held_out_clips):
             mask, (x0, y0, x1, y1) = clip.face_mask[f], clip.mouth_box[f]
             assert 0.1 < mask.mean() < 0.5
             assert mask[int((y0 + y1) / 2), int((x0 + x1) / 2)]
-            skin = np.abs(clip.frames[f].astype(int) - puppet.SKINS[clip.identity.skin]).max(-1) < 6
+            skin = np.abs(clip.frames[f].astype(int) - drawing.SKINS[clip.identity.skin]).max(-1) < 6
             above_neck = skin[: int(y1)]
             ears = 0.2 * mask.sum()
             assert (above_neck & ~mask[: int(y1)]).sum() < ears

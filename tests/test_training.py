@@ -20,16 +20,16 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from uniavgen_core import media
-from uniavgen_core.checkpoint import load_model, save_checkpoint
-from uniavgen_core.config import Config
 from uniavgen_core.errors import UserError
-from uniavgen_core.model import DualBranchDiT
-from uniavgen_core.training import command, mixed
+from uniavgen_core.media import files
+from uniavgen_core.model.config import Config
+from uniavgen_core.model.dit import DualBranchDiT
+from uniavgen_core.training import cast_ops, command
 from uniavgen_core.training.data import Batches, Latents, Sample, one_clip, prepare
 from uniavgen_core.training.initialise import initialise
-from uniavgen_core.training.losses import MODES, Objective, TextGuide, token_mask
+from uniavgen_core.training.objective import MODES, Objective, TextGuide, token_mask
 from uniavgen_core.training.recipe import EMBEDDED, TASK_MIX, Recipe, Stage
+from uniavgen_core.weights.checkpoint import load_model, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TASKS = MODES[1:]
@@ -181,9 +181,9 @@ def test_texts_of_different_length_are_encoded_as_in_inference(make_model, laten
 
 
 def test_half_precision_and_recomputation_change_rounding_only(make_model, latents):
-    from uniavgen_core.training.losses import recompute_blocks
+    from uniavgen_core.training.objective import recompute_blocks
 
-    model = make_model("paper", ops=mixed, caption_dim=16, patch=(1, 1))
+    model = make_model("paper", ops=cast_ops, caption_dim=16, patch=(1, 1))
     batch = batch_of(latents, "joint")
     exact = Objective(model)(batch, 0.1)["loss"]
     half = Objective(model, dtype=torch.bfloat16)(batch, 0.1)["loss"]
@@ -247,7 +247,7 @@ def test_a_steady_reading_is_no_fault_and_a_backward_one_is(latents):
     frame, symbols = torch.arange(106), batch.speech.shape[1]
 
     def fault(backward: bool) -> float:
-        guide = TextGuide(batch, mixed.softmax_attention)
+        guide = TextGuide(batch, cast_ops.softmax_attention)
         share = ((frame - 49) / 56).clamp(0, 1)
         place = (1 - share if backward else share) * batch.speech_lengths[:, None]
         looks = -(torch.arange(symbols) - place[..., None]).square()  # [B, L, N]: near symbol `place`
@@ -446,7 +446,7 @@ def test_a_run_killed_in_mid_step_goes_on_as_if_nothing_had_been(one_run, latent
 
 @needs_accelerate
 def test_stages_follow_each_other_and_the_first_trains_the_audio_branch_alone(latents, tmp_path):
-    from uniavgen_core.training.train import Run, train
+    from uniavgen_core.training.loop import Run, train
 
     stages = (
         stage(name="sound", steps=3, tasks={"audio": 1}),
@@ -470,8 +470,8 @@ def test_stages_follow_each_other_and_the_first_trains_the_audio_branch_alone(la
 
 @needs_accelerate
 def test_the_caption_encoder_is_trained_with_the_model(latents, tmp_path):
-    from uniavgen_core.caption import load_caption_encoder, random_caption_encoder
-    from uniavgen_core.training.train import train
+    from uniavgen_core.media.caption import load_caption_encoder, random_caption_encoder
+    from uniavgen_core.training.loop import train
 
     recipe = Recipe(SIZES, (stage(steps=4, null_share=0.0),))
     result = train(recipe, latents, tmp_path, caption=random_caption_encoder(dim=16))
@@ -483,7 +483,7 @@ def test_the_caption_encoder_is_trained_with_the_model(latents, tmp_path):
 
 @needs_accelerate
 def test_validation_clips_are_written(latents, tmp_path):
-    from uniavgen_core.training.train import clip_preview, train
+    from uniavgen_core.training.loop import clip_preview, train
 
     def decode(video: torch.Tensor, audio: torch.Tensor):
         frames = video[0, :3].permute(1, 2, 3, 0).clamp(0, 1).mul(255).byte()  # [5, 2, 2, 3]
@@ -493,16 +493,16 @@ def test_validation_clips_are_written(latents, tmp_path):
     train(Recipe(SIZES, (stage(steps=2),)), latents, tmp_path, preview=preview)
     clips = sorted((tmp_path / "only" / "clips" / "0000002").glob("*.mp4"))
     assert [clip.name for clip in clips][:3] == ["0-dubbing.mp4", "0-joint.mp4", "0-reference-voice.mp4"]
-    assert media.read_video(clips[0]).frames.shape == (5, 16, 16, 3)
+    assert files.read_video(clips[0]).frames.shape == (5, 16, 16, 3)
 
 
 @needs_accelerate
 @needs_opencv
 @needs_espeak
 def test_four_clips_of_the_theatre_are_learnt_by_heart(tmp_path):
+    from uniavgen_core.theatre.clips import Theatre
     from uniavgen_core.training.data import theatre_sample
-    from uniavgen_core.training.theatre import Theatre
-    from uniavgen_core.training.train import train
+    from uniavgen_core.training.loop import train
 
     def encode(frames: torch.Tensor) -> torch.Tensor:
         """4 x 4 means of three colours in each 16 x 16 patch: a latent of 48 channels."""
@@ -564,7 +564,7 @@ def test_a_lora_merged_by_hand_gives_what_the_trained_model_gives(make_model, la
 def write_clip(path: Path, seconds: float = 1.2) -> None:
     frames = torch.full((round(16 * seconds), 64, 96, 3), 90, dtype=torch.uint8)
     sound = 0.3 * torch.sin(torch.arange(round(24000 * seconds)) * 0.06)
-    media.write_mp4(path, frames, 16, sound, 24000)
+    files.write_mp4(path, frames, 16, sound, 24000)
 
 
 def write_list(folder: Path, *rows: dict | str) -> Path:

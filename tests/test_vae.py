@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from uniavgen_core import vae
 from uniavgen_core.errors import UserError
+from uniavgen_core.media import vae
 
 pytest.importorskip("diffusers")
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, safe_open, save_file
 
 from uniavgen_core.errors import UserError
-from uniavgen_core.mel import log_mel
+from uniavgen_core.media.mel import log_mel
+from uniavgen_core.media.vocoder import GriffinLim, convert_vocoder, load_vocoder, random_vocoder
 from uniavgen_core.training.recipe import Schedule
-from uniavgen_core.vocoder import GriffinLim, convert_vocoder, load_vocoder, random_vocoder
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "mel_case.safetensors")
 PREFIX = "token2wav.code2wav_bigvgan_model."
@@ -269,7 +269,7 @@ def test_training_brings_the_spectra_closer_and_writes_a_vocoder(tmp_path, monke
     pytest.importorskip("accelerate")
     if not shutil.which("espeak-ng"):
         pytest.skip("espeak-ng is not installed")
-    training = pytest.importorskip("uniavgen_core.training.vocoder")
+    training = pytest.importorskip("uniavgen_core.theatre.vocoder_training")
     monkeypatch.setattr(training, "POOL", 4)
     monkeypatch.setattr(training, "SIZES", training.SIZES | {"upsample_initial_channel": 64})
     file = training.train_vocoder(training.Theatre(), Schedule("vocoder", 12, 2, 2e-3, warmup=2), tmp_path)

@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .errors import UserError  # torch is imported by the commands that need it: `--help` answers at once
-from .evaluation.command import add_parser as add_eval
+from .theatre.evaluation.command import add_parser as add_eval
 from .training.command import add_parser as add_train
 
 if TYPE_CHECKING:
-    from .guidance import Guidance
+    from .sampling.guidance import Guidance
 
 DTYPES = ("fp32", "bf16", "fp16")
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "calculation overflowed")
@@ -225,7 +225,7 @@ def _guidance(options: argparse.Namespace, default: Guidance) -> Guidance:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .checkpoint import inspect
+    from .weights.checkpoint import inspect
 
     values = inspect(options.file)
     if options.json:
@@ -287,8 +287,8 @@ def _cases(file: str) -> Iterator[tuple[str, float]]:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from .checkpoint import convert, identify
-    from .vocoder import convert_vocoder
+    from .media.vocoder import convert_vocoder
+    from .weights.checkpoint import convert, identify
 
     if identify(options.source).kind == "bigvgan":
         if options.dtype == "fp8":
@@ -302,7 +302,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from .bench import Size, flops_report, stage_report
-    from .config import RELEASED
+    from .model.config import RELEASED
 
     weights = _weights(options)
     default = Size() if options.flops or not weights.embedded else Size(128, 128, 33)

@@ -16,15 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .config import Config
+from .conditioning import Task
 from .errors import UserError
-from .guidance import Guidance, GuidedModel, Texts
-from .interaction.alignment import align
-from .mel import log_mel, mel_to_latent
-from .model import DualBranchDiT
-from .sampling import integrate, schedule
-from .speech import null_symbol_ids, symbol_ids
-from .tasks import Task
+from .media.mel import log_mel, mel_to_latent
+from .media.speech import null_symbol_ids, symbol_ids
+from .model.alignment import align
+from .model.config import Config
+from .model.dit import DualBranchDiT
+from .sampling.guidance import Guidance, GuidedModel, Texts
+from .sampling.sampler import integrate, schedule
 
 TOLERANCE = 1e-4
 

@@ -36,10 +36,10 @@ def pack(host, tmp_path_factory) -> SimpleNamespace:
         return importlib.import_module(f"{host.__name__}.{name}")
 
     folder = tmp_path_factory.mktemp("diffusion_models")
-    config = module("uniavgen_core.config").TINY
+    config = module("uniavgen_core.model.config").TINY
     weights = random_model(3).state_dict()
     for dtype in ("fp32", "bf16", "fp16", "fp8"):
-        module("uniavgen_core.checkpoint").save_checkpoint(
+        module("uniavgen_core.weights.checkpoint").save_checkpoint(
             folder / f"{dtype}.safetensors", weights.items(), config, dtype
         )
     said = {"uniavgen_config": json.dumps(config.to_dict())}
@@ -71,7 +71,7 @@ def clip(pack, model, speech_encoder) -> list[torch.Tensor]:
     speech = pack.module("nodes.types").EncodedSpeech(
         speech_encoder([5, 1, 9, 2, 30]), speech_encoder([-1] * 10), transcript=False
     )
-    task = pack.module("uniavgen_core.tasks").joint(image, 3, 23)
+    task = pack.module("uniavgen_core.conditioning").joint(image, 3, 23)
     positive, negative, latent = (
         pack.module("nodes.tasks")
         .conditioned(task, "joint", [[caption, {}]], [[torch.zeros_like(caption), {}]], speech)
@@ -80,7 +80,7 @@ def clip(pack, model, speech_encoder) -> list[torch.Tensor]:
     guiding = pack.module("nodes.guiding")
     guider = guiding.MACFGGuider(model, guiding.guidance(3.0, 2.0, 0.5, 1))
     guider.set_conds(positive, negative)
-    sigmas = pack.module("uniavgen_core.sampling").schedule(3) / 1000
+    sigmas = pack.module("uniavgen_core.sampling.sampler").schedule(3) / 1000
     return guiding.sample(guider, latent, sigmas, 1)["samples"].unbind()
 
 
@@ -120,7 +120,7 @@ def test_a_fresh_copy_without_dynamic_memory_can_be_made_of_a_loaded_model(pack,
 
 
 def test_a_caption_encoder_of_the_core_stands_in_for_a_clip(pack):
-    encoder = pack.module("uniavgen_core.caption").random_caption_encoder()
+    encoder = pack.module("uniavgen_core.media.caption").random_caption_encoder()
     clip = pack.module("nodes.embedded").HostCLIP(encoder)
     encode = importlib.import_module("nodes").CLIPTextEncode().encode
     for caption in ("A woman talks by the sea.", ""):
@@ -132,7 +132,7 @@ def test_a_caption_encoder_of_the_core_stands_in_for_a_clip(pack):
 def vae(pack, tmp_path_factory):
     """A VAE of the core that is no copy of the released one, and the same as a VAE of the host; which does
     not need the package diffusers."""
-    core = pack.module("uniavgen_core.vae")
+    core = pack.module("uniavgen_core.media.vae")
     sizes = {"base_dim": 8, "decoder_base_dim": 12, "num_res_blocks": 1, "dim_mult": [1, 2, 2, 2]}
     generator = torch.Generator().manual_seed(4)
     statistics = {

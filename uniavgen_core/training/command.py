@@ -118,8 +118,8 @@ def _add_run(p: argparse.ArgumentParser) -> None:
 
 
 def _theatre(options: argparse.Namespace) -> int:
+    from ..theatre.clips import Theatre
     from .data import theatre_sample
-    from .theatre import Theatre
 
     width, height = _size(options.size)
     theatre = Theatre(options.seed, options.split, options.frames, (height, width))
@@ -128,18 +128,18 @@ def _theatre(options: argparse.Namespace) -> int:
 
 
 def _embedded(options: argparse.Namespace) -> int:
-    from .package import make_embedded
-    from .train import Run
+    from ..theatre.build_embedded import make_embedded
+    from .loop import Run
 
     print(make_embedded(options.out, run=Run(save_every=options.save_every, compile=options.compile)))
     return 0
 
 
 def _vocoder(options: argparse.Namespace) -> int:
+    from ..theatre.clips import Theatre
+    from ..theatre.vocoder_training import train_vocoder
+    from .loop import Run
     from .recipe import Schedule
-    from .theatre import Theatre
-    from .train import Run
-    from .vocoder import train_vocoder
 
     stage = Schedule("vocoder", options.steps, options.batch, options.learning_rate, decay=0.5)
     print(train_vocoder(Theatre(), stage, options.out, Run(save_every=options.save_every)))
@@ -147,9 +147,9 @@ def _vocoder(options: argparse.Namespace) -> int:
 
 
 def _decoder(options: argparse.Namespace) -> int:
-    from .autoencoder import Pieces, train_vae
-    from .theatre import Theatre
-    from .train import Run
+    from ..theatre.autoencoder import Pieces, train_vae
+    from ..theatre.clips import Theatre
+    from .loop import Run
 
     width, height = _size(options.size)
     stage = Pieces(
@@ -161,11 +161,11 @@ def _decoder(options: argparse.Namespace) -> int:
 
 
 def _videos(options: argparse.Namespace) -> int:
-    from .. import tasks
+    from .. import conditioning
     from .footage import footage_sample, read_list
 
     width, height = _size(options.size)
-    tasks.latent_frames(options.frames)
+    conditioning.latent_frames(options.frames)
     rows = read_list(options.list)
     about = {"videos": options.list, "frames": options.frames, "size": [width, height]}
 
@@ -178,9 +178,9 @@ def _videos(options: argparse.Namespace) -> int:
 def _prepare(options: argparse.Namespace, count: int, about: dict, sample) -> int:
     from tqdm import tqdm
 
-    from ..caption import load_caption_encoder
     from ..errors import UserError
-    from ..vae import load_vae
+    from ..media.caption import load_caption_encoder
+    from ..media.vae import load_vae
     from .data import prepare
 
     if count < 1:
@@ -205,7 +205,7 @@ def _recipe(options: argparse.Namespace) -> int:
     import json
     from dataclasses import replace
 
-    from ..config import Config
+    from ..model.config import Config
     from .recipe import EMBEDDED, Recipe, paper_stages
 
     paper = Recipe(
@@ -217,8 +217,8 @@ def _recipe(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from .data import Latents
+    from .loop import train
     from .recipe import read_recipe
-    from .train import train
 
     recipe, latents = read_recipe(options.recipe), Latents(options.latents)
     result = train(
@@ -259,7 +259,7 @@ def _lora(options: argparse.Namespace) -> int:
 
 def _how(options: argparse.Namespace):
     from ..errors import UserError
-    from .train import Run
+    from .loop import Run
 
     for name in ("save_every", "preview_every", "micro_batch"):
         value = getattr(options, name)
@@ -273,11 +273,11 @@ def _how(options: argparse.Namespace):
 def _preview(options: argparse.Namespace):
     """Clips 0 to 3 of the preview folder, made again by the model under training."""
     from ..errors import UserError
-    from ..mel import latent_to_mel
-    from ..vae import load_vae
-    from ..vocoder import GriffinLim, load_vocoder
+    from ..media.mel import latent_to_mel
+    from ..media.vae import load_vae
+    from ..media.vocoder import GriffinLim, load_vocoder
     from .data import Latents
-    from .train import clip_preview
+    from .loop import clip_preview
 
     if options.preview is None:
         return None

@@ -23,14 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import tasks
+from .. import conditioning
 from ..errors import UserError
-from ..mel import HOP, fit_length, peak_normalise, reference_voice, sound_latent
-from ..speech import FILLER, null_symbol_ids, symbol_ids
-from ..vae import LATENT_CHANNELS, SPATIAL, TEMPORAL
-from .losses import AUDIO_ALONE, Batch, draw_time
+from ..media.mel import HOP, fit_length, peak_normalise, reference_voice, sound_latent
+from ..media.speech import FILLER, null_symbol_ids, symbol_ids
+from ..media.vae import LATENT_CHANNELS, SPATIAL, TEMPORAL
+from ..theatre.clips import Theatre
+from .objective import AUDIO_ALONE, Batch, draw_time
 from .recipe import Schedule, Stage
-from .theatre import Theatre
 
 PER_SHARD = 64
 MANIFEST = "latents.json"
@@ -90,7 +90,7 @@ def encode_clip(
     """uint8 frames `[F, H, W, 3]`, sound `[n]` at 24 kHz, bool mask `[F, H, W]` -> latents of a `Sample`."""
     frames, face_mask = torch.as_tensor(frames), torch.as_tensor(face_mask)
     picture = frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    samples = tasks.mel_frames(len(frames)) * HOP
+    samples = conditioning.mel_frames(len(frames)) * HOP
     waveform = fit_length(waveform, samples)
     return {
         "video": encode(picture)[0].cpu(),
@@ -307,7 +307,7 @@ class Batches(torch.utils.data.Dataset):
         return Batch(
             mode=mode,
             interaction=not null,
-            prefix=(n_v, tasks.mel_frames(TEMPORAL * (n_v - 1) + 1)),
+            prefix=(n_v, conditioning.mel_frames(TEMPORAL * (n_v - 1) + 1)),
             **{name: torch.stack([row[name] for row in rows]) for name in rows[0]},
             speech=torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=FILLER),
             speech_lengths=torch.tensor([len(x) for x in ids]),
@@ -356,7 +356,7 @@ def one_clip(latents: Latents, index: int, mode: str) -> Batch:
     return Batch(
         mode=mode,
         interaction=True,
-        prefix=(n_v, tasks.mel_frames(TEMPORAL * (n_v - 1) + 1)),
+        prefix=(n_v, conditioning.mel_frames(TEMPORAL * (n_v - 1) + 1)),
         video=item.video[None],
         audio=audio[None],
         mask=item.mask[None],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..interaction.a2v import zero_output
-from ..model import DualBranchDiT
+from ..model.a2v import zero_output
+from ..model.dit import DualBranchDiT
 
 
 def initialise(model: DualBranchDiT, seed: int = 0) -> DualBranchDiT:

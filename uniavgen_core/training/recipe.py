@@ -7,10 +7,10 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import Config
+from ..conditioning import MODES as TASKS
 from ..errors import UserError
-from ..tasks import MODES as TASKS
-from .losses import AUDIO_ALONE, MODES
+from ..model.config import Config
+from .objective import AUDIO_ALONE, MODES
 
 TASK_MIX = dict(zip(TASKS, (4.0, 1.0, 1.0, 2.0, 2.0)))
 

@@ -1,0 +1,1 @@
+"""Files, texts and latents: reading and writing media, mel, speech symbols, captions, VAE, vocoder (SPEC section 9)."""

@@ -1,0 +1,88 @@
+"""Who looks at whom: plain index and weight tensors, from the two lengths alone (SPEC sections 4 and 5).
+
+Both variants come down to the same three tensors, so that one pair of attentions serves them:
+each latent video frame looks at a window of mel frames, each mel frame at a blend of two neighbouring
+latent video frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, floor
+
+import torch
+from torch import Tensor
+
+from .config import Config
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """T latent video frames against L mel frames.
+
+    `window` int64 `[T, W]`: the mel frames latent frame i looks at (A2V).
+    `frame` int64 `[L]`, `weight` float64 `[L, 2]`: mel frame j looks at
+    `weight[j, 0] * latent[frame[j]] + weight[j, 1] * latent[frame[j] + 1]` (V2A).
+    """
+
+    window: Tensor
+    frame: Tensor
+    weight: Tensor
+
+
+def align(config: Config, frames: int, mels: int) -> Alignment:
+    """The alignment of a variant for T latent frames and L mel frames.
+
+    Raises:
+        ValueError: fewer than one latent frame or mel frame.
+    """
+    if frames < 1 or mels < 1:
+        raise ValueError(
+            f"cannot align {frames} latent frames with {mels} mel frames; both must be at least 1"
+        )
+    return _released(frames, mels) if config.variant == "released" else _paper(frames, mels, config.window)
+
+
+@lru_cache(maxsize=16)
+def _released(frames: int, mels: int) -> Alignment:
+    video_frames = 4 * (frames - 1) + 1
+    r = mels / video_frames  # mel frames per video frame
+
+    spans = [(-floor(2 * r), 1 + ceil(2 * r))]
+    for i in range(1, frames):
+        s = 4 * (i - 1) + 1
+        spans.append((floor(s * r) - floor(2 * r), ceil((s + 4) * r) + ceil(2 * r)))
+    longest = max(end - start for start, end in spans[1:] or spans)
+    starts = []
+    for start, end in spans:
+        extra = longest - (end - start)
+        if start < 0:
+            start -= extra
+        elif end < mels:
+            start -= extra // 2
+        starts.append(start)
+    window = torch.tensor(starts)[:, None] + torch.arange(longest)
+
+    position = torch.arange(mels, dtype=torch.float64) / r
+    low = position.floor().long().clamp(max=video_frames - 1)
+    high = (low + 1).clamp(max=video_frames - 1)
+    weight_low, weight_high = 1 - (position - low), 1 - (high - position)
+    frame, next_frame = ((f + 3) // 4 for f in (low, high))  # video frame -> latent frame
+    same = frame == next_frame
+    weight = torch.stack(
+        (weight_low + torch.where(same, weight_high, 0.0), torch.where(same, 0.0, weight_high)), dim=-1
+    )
+    return Alignment(window.clamp(0, mels - 1), frame, weight)
+
+
+@lru_cache(maxsize=16)
+def _paper(frames: int, mels: int, reach: int) -> Alignment:
+    k = ceil(mels / frames)  # mel frames per latent frame
+    blocks = torch.arange(frames)[:, None] + torch.arange(-reach, reach + 1)
+    window = blocks.clamp(0, frames - 1)[:, :, None] * k + torch.arange(k)
+
+    j = torch.arange(mels)
+    frame = j // k
+    alpha = torch.where(frame < frames - 1, (j % k).double() / k, 0.0)
+    return Alignment(window.flatten(1).clamp(max=mels - 1), frame, torch.stack((1 - alpha, alpha), dim=-1))
