@@ -1,1 +1,1 @@
-"""Files, texts and latents: reading and writing media, mel, speech symbols, captions, VAE, vocoder (SPEC section 9)."""
+"""Media files, speech text, captions, mel, VAE and vocoder: everything around the network (SPEC section 9)."""
