@@ -1,1 +1,1 @@
-"""Media files, speech text, captions, mel, VAE and vocoder: everything around the network (SPEC section 9)."""
+"""Media files, speech text, captions, mel, VAE and vocoder: all around the network (SPEC section 9)."""
