@@ -24,6 +24,7 @@ from .model.dit import DualBranchDiT
 from .sampling.guidance import Guidance, Texts
 from .sampling.sampler import Sample, Settings, sample, schedule
 from .weights.checkpoint import load_model, read_checkpoint
+from .weights.release import find_parts
 
 MIN_FRAMES = 5
 
@@ -45,6 +46,7 @@ INPUTS = ("image", "video", "audio", "voice", "voice_text")
 class Weights:
     """Where the four parts are; without a vocoder the sound comes from Griffin-Lim.
 
+    Parts that are not given are looked for in the folder of the model (the release's download holds all).
     Without any path all four are those of the embedded model.
     """
 
@@ -54,6 +56,11 @@ class Weights:
     vocoder: str | None = None
     device: str = "cpu"
     dtype: torch.dtype | None = None
+
+    def __post_init__(self):
+        for name, path in find_parts(self.model).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, str(path))
 
     @property
     def embedded(self) -> bool:
