@@ -513,7 +513,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"the old video")
     script = (
         "import resource, sys, torch\n"
-        "from uniavgen_core import media\n"
+        "from uniavgen_core.media import files\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "frames = torch.randint(0, 255, (33, 96, 96, 3), dtype=torch.uint8)\n"
         "try:\n"
@@ -525,7 +525,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path):
         [sys.executable, "-c", script, tmp_path / "clip.mp4"],
         capture_output=True,
         text=True,
-        cwd=Path(files.__file__).parents[1],
+        cwd=Path(files.__file__).parents[2],
     )
     assert run.stderr == ""
     assert "cannot be written (File too large)" in run.stdout

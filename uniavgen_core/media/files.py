@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from av.stream import Disposition
 from av.video.reformatter import Colorspace
 from PIL import Image, ImageOps
 
+from ..atomic import replacing
 from ..errors import UserError
 
 VIDEO_FPS = 16
@@ -137,6 +137,16 @@ def fit_image(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
     return resized.reshape(*planes.shape[:-2], height, width).movedim(-3, -1).contiguous()
 
 
+def to_float(frames: torch.Tensor) -> torch.Tensor:
+    """uint8 frames `[F, H, W, 3]` -> video `[3, F, H, W]` in -1..1, as the VAE takes it."""
+    return frames.permute(3, 0, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(video: torch.Tensor) -> torch.Tensor:
+    """Video `[3, F, H, W]` in -1..1, as the VAE gives it -> uint8 frames `[F, H, W, 3]` on the CPU."""
+    return ((video.permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
+
+
 def size_for(image_w: int, image_h: int, short_side: int = 736) -> tuple[int, int]:
     """Width and height of the video for a picture (SPEC section 6).
 
@@ -211,14 +221,11 @@ def write_mp4(path: str | Path, frames: torch.Tensor, fps: float, waveform: torc
         raise UserError("the sound has samples that are not numbers (NaN or infinite); nothing was written")
     n = round(len(frames) / fps * rate)
     wave = F.pad(wave.clamp(-1, 1), (0, max(0, n - wave.shape[1])))[:, :n]
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix.lower()}")
     try:
-        _encode(temporary, frames, Fraction(fps).limit_denominator(1001), wave.numpy(), rate)
-        temporary.replace(path)
+        with replacing(path, path.suffix.lower()) as part:
+            _encode(part, frames, Fraction(fps).limit_denominator(1001), wave.numpy(), rate)
     except (OSError, av.FFmpegError) as error:
         raise _write_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encode(path: Path, frames: torch.Tensor, fps: Fraction, wave: np.ndarray, rate: int) -> None:

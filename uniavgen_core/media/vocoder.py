@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..atomic import replacing
 from ..errors import UserError
 from .mel import HOP, LOG_FLOOR, MEL_BANDS, N_FFT, SAMPLE_RATE, mel_filters
 
@@ -132,15 +133,12 @@ def save_vocoder(vocoder: Vocoder, out_file: str | Path) -> None:
         UserError: a place that cannot be written. No partial file stays behind.
     """
     bigvgan, out_file = vocoder.bigvgan, Path(out_file)
-    temporary = out_file.with_name(f".{out_file.name}.{os.getpid()}.tmp")
     config = {field: getattr(bigvgan.config, field) for field in _CONFIG_FIELDS}
     try:
-        save_file(bigvgan.state_dict(), temporary, {"format": "pt", "config": json.dumps(config)})
-        os.replace(temporary, out_file)
+        with replacing(out_file) as part:
+            save_file(bigvgan.state_dict(), part, {"format": "pt", "config": json.dumps(config)})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out_file} cannot be written ({error}); choose another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def random_vocoder(seed: int = 0, **sizes) -> Vocoder:

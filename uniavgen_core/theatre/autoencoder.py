@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..media.files import to_float
 from ..media.vae import ARCHITECTURE, LATENT_CHANNELS, WanVAE, autoencoder, load_vae
 from ..training.loop import Run, fit, make_accelerator
 from ..training.recipe import EMBEDDED, Schedule
@@ -78,7 +79,7 @@ class TheatreClips(TheatreBatches):
         clip = _clip(self.theatre, step + draw(POOL))
         first = draw(self.theatre.frames - stage.frames + 1)
         part = slice(first, first + stage.frames)
-        frames = torch.from_numpy(clip.frames[part]).permute(3, 0, 1, 2).float() / 127.5 - 1
+        frames = to_float(torch.from_numpy(clip.frames[part]))
         weight = 1 + 2 * clip.face_mask[part].astype(np.float32)
         for picture, (x0, y0, x1, y1) in zip(weight, clip.mouth_box[part]):
             picture[max(0, int(y0) - 2) : int(y1) + 3, max(0, int(x0) - 2) : int(x1) + 3] = 10
@@ -237,10 +238,7 @@ def measure_latents(model: nn.Module, theatre: Theatre, clips: int = 64) -> None
     """Write mean and deviation of each latent channel, over some clips, into the model's config."""
     vae = WanVAE(model)
     vae.mean, vae.std = torch.zeros_like(vae.mean), torch.ones_like(vae.std)
-    latents = [
-        vae.encode(torch.from_numpy(theatre.clip(i).frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1)
-        for i in range(clips)
-    ]
+    latents = [vae.encode(to_float(torch.from_numpy(theatre.clip(i).frames))[None]) for i in range(clips)]
     std, mean = torch.std_mean(torch.cat(latents), (0, 2, 3, 4))
     model.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
 

@@ -273,6 +273,7 @@ def _how(options: argparse.Namespace):
 def _preview(options: argparse.Namespace):
     """Clips 0 to 3 of the preview folder, made again by the model under training."""
     from ..errors import UserError
+    from ..media.files import to_uint8
     from ..media.mel import latent_to_mel
     from ..media.vae import load_vae
     from ..media.vocoder import GriffinLim, load_vocoder
@@ -287,8 +288,7 @@ def _preview(options: argparse.Namespace):
     vocoder = load_vocoder(options.vocoder) if options.vocoder else GriffinLim()
 
     def decode(video, audio):
-        frames = ((vae.decode(video)[0].permute(1, 2, 3, 0) + 1) * 127.5).round().byte()
-        return frames, vocoder(latent_to_mel(audio.cpu()))[0]
+        return to_uint8(vae.decode(video)[0]), vocoder(latent_to_mel(audio.cpu()))[0]
 
     modes = tuple(options.preview_modes.split(","))
     return clip_preview(latents, list(range(min(4, len(latents)))), decode, modes)

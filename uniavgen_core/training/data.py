@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import conditioning
+from ..atomic import replacing, write_text
 from ..errors import UserError
+from ..media.files import to_float
 from ..media.mel import HOP, fit_length, peak_normalise, reference_voice, sound_latent
 from ..media.speech import FILLER, null_symbol_ids, symbol_ids
 from ..media.vae import LATENT_CHANNELS, SPATIAL, TEMPORAL
@@ -89,11 +90,10 @@ def encode_clip(
 ) -> dict[str, Tensor]:
     """uint8 frames `[F, H, W, 3]`, sound `[n]` at 24 kHz, bool mask `[F, H, W]` -> latents of a `Sample`."""
     frames, face_mask = torch.as_tensor(frames), torch.as_tensor(face_mask)
-    picture = frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     samples = conditioning.mel_frames(len(frames)) * HOP
     waveform = fit_length(waveform, samples)
     return {
-        "video": encode(picture)[0].cpu(),
+        "video": encode(to_float(frames)[None])[0].cpu(),
         "audio": sound_latent(waveform),
         "audio_peak": sound_latent(peak_normalise(waveform)),
         "mask": cell_mask(face_mask),
@@ -185,20 +185,14 @@ def prepare(
             texts.append({name: getattr(item, name) for name in Sample.TEXTS})
             on_clip(i + 1, count)
         save_atomically(tensors, path, {"clips": json.dumps(texts)})
-    part_file = folder / f".{MANIFEST}.{os.getpid()}"
-    part_file.write_text(json.dumps(manifest))
-    part_file.replace(file)
+    write_text(file, json.dumps(manifest))
     return Latents(folder)
 
 
 def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """A safetensors file that appears only when it is whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         save_file(tensors, part, metadata)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _shard(folder: Path, number: int, clips: int) -> Path:

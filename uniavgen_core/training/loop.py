@@ -8,7 +8,6 @@ stage is done, `model.safetensors`: the moving average of the weights, with whic
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from .. import conditioning
+from ..atomic import replacing, write_text
 from ..errors import UserError
 from ..media import files
 from ..media.caption import CaptionEncoder, load_caption_encoder
@@ -281,9 +281,8 @@ def _save(accelerator, folder: Path, step: int, objective, optimizer, average: M
     with average.applied():
         state["average"] = _full_state(objective)
     if accelerator.is_main_process:
-        part = folder / f".checkpoint.{os.getpid()}.part"
-        torch.save(state, part)
-        part.replace(folder / "checkpoint.pt")
+        with replacing(folder / "checkpoint.pt") as part:
+            torch.save(state, part)
     accelerator.wait_for_everyone()
 
 
@@ -316,7 +315,7 @@ def _claim(accelerator, out: Path, recipe: Recipe) -> None:
     accelerator.wait_for_everyone()  # none may read what the first is writing
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        write_text(file, text)
     accelerator.wait_for_everyone()
 
 

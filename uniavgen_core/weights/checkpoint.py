@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import re
 import shutil
 from collections import Counter
@@ -23,6 +22,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..atomic import replacing
 from ..errors import UserError
 from ..model.config import Config
 from ..model.dit import DualBranchDiT
@@ -499,10 +499,9 @@ def _save(
     if free < size:
         raise _disk_full(path, size, free)
 
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     left = set(layout)
     try:
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name, value in tensors:
                 if tuple(value.shape) != layout[name]:
@@ -512,13 +511,10 @@ def _save(
                 left.discard(name)
             if left:
                 raise ValueError(f"{len(left)} tensors were not given ({some(sorted(left))})")
-        part.replace(path)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise _disk_full(path, size, shutil.disk_usage(folder).free) from error
         raise UserError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _disk_full(path: Path, size: int, free: int) -> UserError:

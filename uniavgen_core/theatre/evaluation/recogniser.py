@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ...atomic import replacing
 from ...errors import UserError
 from ...media.mel import MEL_BANDS, log_mel
 from ...media.vocoder import GriffinLim
@@ -89,13 +90,9 @@ def is_known(text: str) -> bool:
 
 def word_errors(said: str, heard: str) -> int:
     """Words to insert, delete or replace to get from one text to the other."""
-    target = words(said)
-    row = list(range(len(target) + 1))
-    for i, word in enumerate(words(heard), 1):
-        diagonal, row[0] = row[0], i
-        for j, wanted in enumerate(target, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != wanted))
-    return row[-1]
+    from torchaudio.functional import edit_distance
+
+    return edit_distance(words(said), words(heard))
 
 
 def save_recogniser(model: Recogniser, path: Path, about: dict) -> None:
@@ -177,8 +174,8 @@ def train_recogniser(
         on_progress(f"loss {loss.item():.3f}", step + 1, steps)
         if (step + 1) % save_every == 0 or step + 1 == steps:
             state = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state, work / "checkpoint.part")
-            (work / "checkpoint.part").replace(checkpoint)
+            with replacing(checkpoint) as part:
+                torch.save(state, part)
     model.eval()
     about = {"clips": clips, "steps": steps, "batch": batch, "seed": seed}
     about |= held_out_errors(model, judged, partial(on_progress, "test"))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
+from ...atomic import write_text
 from ...errors import UserError
 from .metrics import LAGS, interval, mean, median, ratio
 from .runs import RUNS, read_lines
@@ -107,12 +107,6 @@ def write_report(out: Path) -> dict:
     write_text(out / "metrics.json", json.dumps(metrics, indent=2))
     write_text(out / "index.html", page(metrics, {name: rows for name, (_, rows) in files.items()}))
     return metrics
-
-
-def write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def table(runs: dict[str, dict]) -> str:
