@@ -49,15 +49,15 @@ def test_a_clip_is_a_pure_function_of_seed_split_and_index():
 
 
 @speaks
-@pytest.mark.parametrize(("frames", "size"), [(17, (64, 64)), (33, (128, 128)), (81, (96, 160))])
+@pytest.mark.parametrize(("frames", "size"), [(17, (64, 64)), (33, (128, 128)), (81, (160, 96))])
 def test_picture_and_sound_have_the_asked_size_and_length(frames, size):
     clip = Theatre(seed=4, frames=frames, size=size).clip(0)
-    assert clip.frames.shape == (frames, *size, 3)
+    assert clip.frames.shape == (frames, *size[::-1], 3)
     assert clip.frames.dtype == np.uint8
     assert clip.waveform.shape == (round(frames / 16 * 24000),)
     assert clip.waveform.dtype == np.float32
     assert 0.1 < np.abs(clip.waveform).max() <= 0.951
-    assert clip.face_mask.shape == (frames, *size)
+    assert clip.face_mask.shape == (frames, *size[::-1])
     assert len(clip.transcript.split(". ")) == max(1, int(frames / 16 / 2.5))
 
 

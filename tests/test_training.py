@@ -20,15 +20,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from uniavgen_core.cli import main
 from uniavgen_core.errors import UserError
 from uniavgen_core.media import files
 from uniavgen_core.model.config import Config
 from uniavgen_core.model.dit import DualBranchDiT
+from uniavgen_core.theatre.recipe import EMBEDDED
 from uniavgen_core.training import cast_ops, command
 from uniavgen_core.training.data import Batches, Latents, Sample, one_clip, prepare
 from uniavgen_core.training.initialise import initialise
 from uniavgen_core.training.objective import MODES, Objective, TextGuide, token_mask
-from uniavgen_core.training.recipe import EMBEDDED, TASK_MIX, Recipe, Stage
+from uniavgen_core.training.recipe import TASK_MIX, Recipe, Stage, paper_stages
 from uniavgen_core.weights.checkpoint import load_model, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -346,11 +348,19 @@ def test_a_wrong_recipe_is_named(change, message):
 
 
 def test_the_command_prints_a_recipe_that_can_be_read_back(capsys):
+    assert main(["train", "recipe", "embedded"]) == 0
+    assert Recipe.from_dict(json.loads(capsys.readouterr().out)) == EMBEDDED
+    assert main(["train", "recipe", "paper"]) == 0
+    assert Recipe.from_dict(json.loads(capsys.readouterr().out)).stages == paper_stages()
+
+
+@pytest.mark.parametrize("flag", ["--learning-rate", "--rate"])
+def test_the_learning_rate_has_one_name_and_answers_to_its_old_one(flag):
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["train", "recipe", "embedded"])
-    assert options.run(options) == 0
-    assert Recipe.from_dict(json.loads(capsys.readouterr().out)) == EMBEDDED
+    given = ["train", "lora", "--model", "m", "--latents", "l", "--out", "o"]
+    assert parser.parse_args(given).learning_rate == 1e-4
+    assert parser.parse_args([*given, flag, "0.5"]).learning_rate == 0.5
 
 
 def run_command(recipe: Recipe, latents: Latents, out: Path, processes: int = 1, **popen) -> subprocess.Popen:
@@ -501,7 +511,7 @@ def test_validation_clips_are_written(latents, tmp_path):
 @needs_espeak
 def test_four_clips_of_the_theatre_are_learnt_by_heart(tmp_path):
     from uniavgen_core.theatre.clips import Theatre
-    from uniavgen_core.training.data import theatre_sample
+    from uniavgen_core.theatre.samples import theatre_sample
     from uniavgen_core.training.loop import train
 
     def encode(frames: torch.Tensor) -> torch.Tensor:
@@ -582,7 +592,6 @@ def encode_means(frames: torch.Tensor) -> torch.Tensor:
     return torch.cat((small[:1], small[1::4])).transpose(0, 1)[None].repeat(1, 16, 1, 1, 1)
 
 
-@needs_opencv
 def test_a_folder_of_mp4_becomes_training_clips(tmp_path):
     from uniavgen_core.training.footage import footage_sample, read_list
 
@@ -610,6 +619,63 @@ def test_a_folder_of_mp4_becomes_training_clips(tmp_path):
         footage_sample(rows, 0, 33, (64, 64), encode_means)
 
 
+WITHOUT_THE_THEATRE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "cv2" or name.startswith("uniavgen_core.theatre."):
+            if name not in ("uniavgen_core.theatre.command", "uniavgen_core.theatre.evaluation.command",
+                            "uniavgen_core.theatre.evaluation"):
+                raise ImportError(f"{name} was imported")
+
+sys.meta_path.insert(0, Refuse())
+from uniavgen_core.cli import main
+
+for line in sys.stdin.read().splitlines():
+    assert main(line.split()) == 0, line
+"""
+
+
+@needs_accelerate
+def test_real_clips_are_prepared_and_trained_on_without_theatre_opencv_and_espeak(make_model, tmp_path):
+    from uniavgen_core.media.caption import random_caption_encoder
+    from uniavgen_core.media.vae import random_vae
+
+    write_clip(tmp_path / "a.mp4")
+    write_list(tmp_path, row(faces=[32, 0, 64, 32]))
+    random_vae().model.save_pretrained(tmp_path / "vae")
+    random_caption_encoder(dim=16).save(tmp_path / "captions")
+    recipe = Recipe(SIZES, (stage(steps=1, batch=1, tasks={"joint": 1}),))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
+    base = make_model("paper", caption_dim=16, patch=(1, 1))
+    save_checkpoint(tmp_path / "base.safetensors", base.state_dict().items(), base.config, "fp32")
+    commands = """
+        train videos list.jsonl --out clips --frames 5 --size 32x32 --vae vae --text-encoder captions
+        train run recipe.json --latents clips --out run
+        train lora --model base.safetensors --latents clips --out lora --steps 1 --rank 2 --dtype fp32
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_THEATRE],
+        input="\n".join(line.strip() for line in commands.strip().splitlines()),
+        cwd=tmp_path,
+        env={**os.environ, "PATH": "", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "run" / "only" / "model.safetensors").is_file()
+    assert (tmp_path / "lora" / "lora.safetensors").is_file()
+
+
+def test_finding_faces_without_opencv_is_told_with_its_cure(monkeypatch):
+    from uniavgen_core.training.footage import face_finder
+
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match=r'not installed; give "faces" boxes .*pip install'):
+        face_finder()
+
+
 @needs_opencv
 def test_opencv_finds_the_face_or_says_which_version_does():
     import cv2
@@ -626,7 +692,6 @@ def test_opencv_finds_the_face_or_says_which_version_does():
     assert y0 < 115 < y1
 
 
-@needs_opencv
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .errors import UserError  # torch is imported by the commands that need it: `--help` answers at once
+from .theatre import command as theatre
 from .theatre.evaluation.command import add_parser as add_eval
 from .training.command import add_parser as add_train
 
@@ -128,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_bench)
 
-    add_train(commands)
+    theatre.add_actions(add_train(commands, {"embedded": theatre.embedded_recipe}))
     add_eval(commands, _add_weights, _weights)
     return parser
 

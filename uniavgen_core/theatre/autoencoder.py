@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from ..media.files import to_float
 from ..media.vae import ARCHITECTURE, LATENT_CHANNELS, WanVAE, autoencoder, load_vae
 from ..training.loop import Run, fit, make_accelerator
-from ..training.recipe import EMBEDDED, Schedule
+from ..training.recipe import Schedule
 from .batches import TensorBatch, TheatreBatches
 from .clips import Theatre
+from .recipe import EMBEDDED
 
 SMALL = {"base_dim": 16, "decoder_base_dim": 16, "dim_mult": [1, 2, 8, 8], "num_res_blocks": 1}
 POOL = 64  # clips that a step draws from; the next step knows one more and forgets one
@@ -33,7 +34,7 @@ _clip = lru_cache(maxsize=POOL)(Theatre.clip)
 
 
 @dataclass(frozen=True)
-class Pieces(Schedule):
+class VAEStage(Schedule):
     """A schedule of pieces of clips, `frames` (4n + 1) long.
 
     `crop`: side of a square near the mouth that is all they show; None for whole pictures. `motion`: added
@@ -67,7 +68,7 @@ class Clips(TensorBatch):
 class TheatreClips(TheatreBatches):
     """Pieces of clips."""
 
-    stage: Pieces
+    stage: VAEStage
     kind = Clips
 
     def piece(self, generator: torch.Generator, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,7 +89,8 @@ class TheatreClips(TheatreBatches):
         if stage.crop:
             x, y = clip.mouth_box[first].reshape(2, 2).mean(0)
             rows, columns = (
-                _near(int(centre), side, stage.crop, draw) for centre, side in zip((y, x), self.theatre.size)
+                _near(int(centre), side, stage.crop, draw)
+                for centre, side in zip((y, x), self.theatre.size[::-1])
             )
             frames, weight = frames[..., rows, columns], weight[..., rows, columns]
         shape = (LATENT_CHANNELS, (stage.frames + 3) // 4, *(side // 16 for side in frames.shape[2:]))
@@ -166,7 +168,7 @@ def see_single_pictures(model: nn.Module) -> None:
 
 def train_vae(
     theatre: Theatre,
-    stages: Sequence[Pieces],
+    stages: Sequence[VAEStage],
     out: str | Path,
     start: str | Path | None = None,
     run: Run | None = None,

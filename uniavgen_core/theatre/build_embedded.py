@@ -9,22 +9,24 @@ import torch
 
 from ..media.caption import load_caption_encoder
 from ..media.vae import load_vae
-from ..training.data import prepare, speech_sample, theatre_sample
+from ..training.data import prepare
 from ..training.loop import Run, train
-from ..training.recipe import EMBEDDED, Recipe
+from ..training.recipe import Recipe
 from ..weights.checkpoint import load_model, save_checkpoint
-from .autoencoder import Pieces, save_vae, train_vae
+from .autoencoder import VAEStage, save_vae, train_vae
 from .captions import new_caption_encoder
 from .clips import Theatre
+from .recipe import EMBEDDED
+from .samples import speech_sample, theatre_sample
 
 SPEECH, CLIPS = 4096, 4096
 VAE = (
-    Pieces("pictures", 1700, 16, 1e-3, decay=0.3),
-    Pieces("clips", 250, 2, 5e-4, warmup=20, decay=0.7, frames=9),
-    Pieces("mouths", 600, 4, 1e-3, warmup=30, frames=9, crop=64, motion=10.0),
-    Pieces("motion", 1000, 4, 5e-4, warmup=20, decay=0.6, frames=17, crop=64, motion=5.0),
+    VAEStage("pictures", 1700, 16, 1e-3, decay=0.3),
+    VAEStage("clips", 250, 2, 5e-4, warmup=20, decay=0.7, frames=9),
+    VAEStage("mouths", 600, 4, 1e-3, warmup=30, frames=9, crop=64, motion=10.0),
+    VAEStage("motion", 1000, 4, 5e-4, warmup=20, decay=0.6, frames=17, crop=64, motion=5.0),
 )
-DECODER = (Pieces("decoder", 700, 1, 7e-4, warmup=20, decay=0.6, frames=17, motion=5.0),)
+DECODER = (VAEStage("decoder", 700, 1, 7e-4, warmup=20, decay=0.6, frames=17, motion=5.0),)
 
 
 def make_embedded(out: str | Path, recipe: Recipe = EMBEDDED, run: Run | None = None) -> Path:
@@ -39,8 +41,7 @@ def make_embedded(out: str | Path, recipe: Recipe = EMBEDDED, run: Run | None = 
     vae = train_vae(theatre, VAE, out / "vae", run=run)
     decoder = train_vae(Theatre(1), DECODER, out / "decoder", vae, run)
     encode = load_vae(vae).encode
-    height, width = theatre.size
-    about = {"theatre": [theatre.seed, theatre.split], "frames": theatre.frames, "size": [width, height]}
+    about = theatre.about()
     latents = prepare(out / "latents", CLIPS, lambda i: theatre_sample(theatre, i, encode), about)
     speech = prepare(out / "speech", SPEECH, lambda i: speech_sample(theatre, i), about | {"size": None})
     captions = out / "captions"

@@ -107,7 +107,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Theatre:
-    """Clips by number. `size` is (height, width) in pixels, multiples of 16; `frames` is 4n + 1, from 17.
+    """Clips by number. `size` is (width, height) in pixels, multiples of 16; `frames` is 4n + 1, from 17.
 
     Raises UserError for values it cannot play, and where espeak-ng is missing.
     """
@@ -124,6 +124,10 @@ class Theatre:
             raise UserError(f"the theatre got {self.frames} frames, expected 4n + 1 and at least 17")
         if min(self.size) < 64 or any(side % 16 for side in self.size):
             raise UserError(f"the theatre got size {self.size}, expected multiples of 16 from 64 pixels up")
+
+    def about(self) -> dict:
+        """What its clips are, JSON-ready, for `training.data.prepare`."""
+        return {"theatre": [self.seed, self.split], "frames": self.frames, "size": list(self.size)}
 
     @property
     def _held_out(self) -> bool:
@@ -191,7 +195,7 @@ class Theatre:
         )
 
     def _draw(self, rng, identity: Identity, play: Performance, place: str, colour: str):
-        height, width = self.size
+        width, height = self.size
         large = (height * SUPERSAMPLING, width * SUPERSAMPLING)
         scene = Scene(rng, place, colour, *large, self.frames)
         frames = np.empty((self.frames, height, width, 3), np.uint8)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from ..media import mel
 from ..media.vocoder import random_vocoder, save_vocoder
 from ..training.loop import Run, fit, make_accelerator
-from ..training.recipe import EMBEDDED, Schedule
+from ..training.recipe import Schedule
 from .batches import TensorBatch, TheatreBatches
 from .clips import Theatre
+from .recipe import EMBEDDED
 
 SIZES = {
     "upsample_initial_channel": 128,

@@ -28,8 +28,7 @@ from ..errors import UserError
 from ..media.files import to_float
 from ..media.mel import HOP, fit_length, peak_normalise, reference_voice, sound_latent
 from ..media.speech import FILLER, null_symbol_ids, symbol_ids
-from ..media.vae import LATENT_CHANNELS, SPATIAL, TEMPORAL
-from ..theatre.clips import Theatre
+from ..media.vae import SPATIAL, TEMPORAL
 from .objective import AUDIO_ALONE, Batch, draw_time
 from .recipe import Schedule, Stage
 
@@ -111,38 +110,6 @@ def encode_voice(waveform: Tensor) -> Tensor:
     return sound_latent(reference_voice(waveform))
 
 
-def theatre_sample(theatre: Theatre, index: int, encode: EncodeVideo) -> Sample:
-    """Clip `index` of the theatre; its reference is another recording of the same speaker."""
-    clip, reference = theatre.clip(index), theatre.reference(index)
-    return Sample(
-        **encode_clip(clip.frames, torch.from_numpy(clip.waveform), clip.face_mask, encode),
-        transcript=clip.transcript,
-        caption=clip.caption,
-        language=clip.language,
-        voice=encode_voice(torch.from_numpy(reference.waveform)),
-        voice_transcript=reference.transcript,
-    )
-
-
-def speech_sample(theatre: Theatre, index: int) -> Sample:
-    """The sound of clip `index` with its texts and nothing to see, for the audio branch alone."""
-    speech, reference = theatre.speech(index), theatre.reference(index)
-    frames = np.zeros((theatre.frames, SPATIAL, SPATIAL, 3), np.uint8)
-    length = (theatre.frames - 1) // TEMPORAL + 1
-
-    def nothing(picture: Tensor) -> Tensor:
-        return picture.new_zeros(1, LATENT_CHANNELS, length, 1, 1)
-
-    return Sample(
-        **encode_clip(frames, torch.from_numpy(speech.waveform), frames[..., 0] > 0, nothing),
-        transcript=speech.transcript,
-        caption=theatre.caption(index),
-        language="en",
-        voice=encode_voice(torch.from_numpy(reference.waveform)),
-        voice_transcript=reference.transcript,
-    )
-
-
 def prepare(
     folder: str | Path,
     count: int,
@@ -150,7 +117,7 @@ def prepare(
     about: dict,
     encode_caption: EncodeCaption | None = None,
     part: tuple[int, int] = (0, 1),
-    on_clip: Callable[[int, int], None] = lambda done, count: None,
+    on_clip: Callable[[int, int], object] = lambda done, count: None,
 ) -> Latents:
     """Write the shards of clips 0..count-1 that are missing.
 

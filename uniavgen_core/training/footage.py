@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -114,7 +113,7 @@ def footage_sample(
     encode: EncodeVideo,
     find_face: FindFace | None = None,
 ) -> Sample:
-    """The first `frames` (4n + 1, at 16 fps) of a clip, its middle fitted to `size` (height, width).
+    """The first `frames` (4n + 1, at 16 fps) of a clip, its middle fitted to `size` (width, height).
 
     `find_face` defaults to OpenCV's frontal face detector.
 
@@ -142,7 +141,7 @@ def footage_sample(
                 "or one for all"
             )
         boxes = files.resample_frames(boxes[: len(video.frames)], video.fps)[:frames]
-    height, width = size
+    width, height = size
     drawn = _drawn(boxes.expand(frames, -1), *pictures.shape[1:3])  # as a picture, to be cut like the picture
     face_mask = files.fit_image(drawn, width, height)[..., 0] > 127
     voice, said = None, ""
@@ -188,8 +187,15 @@ def face_finder() -> FindFace:
     """OpenCV's frontal face cascade, which its packages before 5 ship.
 
     Raises:
-        UserError: this OpenCV has no detector with its model inside.
+        UserError: there is no OpenCV, or one without a detector and its model inside.
     """
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError(
+            'finding faces needs OpenCV, which is not installed; give "faces" boxes in the list, '
+            'or run `pip install "opencv-python-headless<5"`'
+        ) from error
     if int(cv2.__version__.split(".")[0]) >= 5:
         raise UserError(
             f'OpenCV {cv2.__version__} ships no face detector; give "faces" boxes in the list, '
