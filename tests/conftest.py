@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-for folder in (str(ROOT), str(ROOT / "tests")):
+for folder in (str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 

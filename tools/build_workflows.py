@@ -1,4 +1,4 @@
-"""Writes workflows/*.json, their API twins and the English names: `python tests/build_workflows.py`."""
+"""Writes workflows/*.json, their API twins and the English names: `python tools/build_workflows.py`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-GOLDEN = Path(__file__).parent / "object_info.json"
+GOLDEN = Path(__file__).parents[1] / "tests" / "object_info.json"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 LABELS = {"upload": "choose file to upload"}
 NOT_SENT = {"IMAGEUPLOAD", "AUDIOUPLOAD", "AUDIO_UI"}  # widgets of the page that are no input of the node
