@@ -28,8 +28,8 @@ from uniavgen_core import embedded, pipeline
 from uniavgen_core.media import files
 from uniavgen_core.media.caption import random_caption_encoder
 from uniavgen_core.media.vae import random_vae
+from uniavgen_core.verify import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 TEXT = "Well, that went better than I thought."
 
 

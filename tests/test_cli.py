@@ -4,7 +4,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import struct
 import subprocess
@@ -34,8 +33,8 @@ from uniavgen_core.media.caption import random_caption_encoder
 from uniavgen_core.media.vae import random_vae
 from uniavgen_core.media.vocoder import random_vocoder
 from uniavgen_core.sampling.guidance import Guidance
+from uniavgen_core.verify import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 FRAMES, SIDE = 17, 64
 MELS = conditioning.mel_frames(FRAMES)
 AAC_FRAME = 1024 / 24000
@@ -338,23 +337,22 @@ def test_every_part_goes_to_the_device_asked_for():
 # golden files
 
 
-def test_verify_passes_on_the_golden_folder_and_passes_over_other_files(tmp_path, capfd):
-    for name in (
-        "mel_case.safetensors",
-        "released_tiny.json",
-        "released_tiny.safetensors",
-        "text_cases.json",
-    ):
-        shutil.copy(GOLDEN / name, tmp_path)
-    (tmp_path / "README.md").write_text("Golden values.")
-    code, printed, notes = uniavgen(capfd, "verify", *sorted(tmp_path.iterdir()), "--json")
+def test_verify_without_files_takes_the_golden_ones_of_the_package(capfd):
+    code, printed, _ = uniavgen(capfd, "verify", "--json")
     found = json.loads(printed)
     assert (code, found["passed"]) == (0, True)
     assert found["worst"] < 1e-5
     assert len(found["cases"]) > 50
-    assert "README.md: no golden file, passed over" in notes
-    code, printed, _ = uniavgen(capfd, "verify", tmp_path / "mel_case.safetensors")
+    assert {Path(case["file"]) for case in found["cases"]} == set(GOLDEN.iterdir()) - {
+        GOLDEN / "released_tiny.json"
+    }
+
+
+def test_verify_passes_over_other_files(tmp_path, capfd):
+    (tmp_path / "README.md").write_text("Golden values.")
+    code, printed, notes = uniavgen(capfd, "verify", GOLDEN / "mel_case.safetensors", tmp_path / "README.md")
     assert code == 0
+    assert "README.md: no golden file, passed over" in notes
     assert "log_mel" in printed
     assert "2 cases, worst relative error" in printed
 

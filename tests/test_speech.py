@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from uniavgen_core.errors import UserError
 from uniavgen_core.media.speech import load_vocabulary, null_symbol_ids, symbol_ids, unknown_symbols
+from uniavgen_core.verify import GOLDEN
 
-CASES = json.loads((Path(__file__).parent / "golden" / "text_cases.json").read_text(encoding="utf-8"))
+CASES = json.loads((GOLDEN / "text_cases.json").read_text(encoding="utf-8"))
 MIDDLE = "\u4e2d"  # zhong1
 HELLO = "\u4f60\u597d"  # ni3 hao3, said ni2 hao3
 

@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_inspect)
 
     p = commands.add_parser("verify", help="compare with golden files")
-    p.add_argument("files", nargs="+")
+    p.add_argument("files", nargs="*", help="default: the golden files of the package")
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_verify)
 
@@ -247,11 +247,12 @@ def _row(values: dict) -> str:
 def _verify(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from .verify import TOLERANCE
+    from .verify import GOLDEN, TOLERANCE
 
-    golden = [f for f in options.files if Path(f).suffix in (".safetensors", ".json") or not Path(f).exists()]
+    files = options.files or sorted(str(file) for file in GOLDEN.iterdir())
+    golden = [f for f in files if Path(f).suffix in (".safetensors", ".json") or not Path(f).exists()]
     cases = []
-    for file in options.files:
+    for file in files:
         if file not in golden:
             print(f"{file}: no golden file, passed over", file=sys.stderr)
             continue
@@ -261,7 +262,7 @@ def _verify(options: argparse.Namespace) -> int:
                 mark = "ok" if error <= TOLERANCE else "DIFFERS"
                 print(f"{Path(file).name}  {name:32} {error:9.2e}  {mark}")
     if not cases:
-        raise UserError("no golden values in these files; give the .safetensors and .json of tests/golden")
+        raise UserError(f"no golden values in these files; give .safetensors and .json as in {GOLDEN}")
     worst = max(case["error"] for case in cases)
     passed = worst <= TOLERANCE
     if options.json:

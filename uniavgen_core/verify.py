@@ -27,6 +27,7 @@ from .sampling.guidance import Guidance, GuidedModel, Texts
 from .sampling.sampler import integrate, schedule
 
 TOLERANCE = 1e-4
+GOLDEN = Path(__file__).parent / "data" / "golden"  # ships with the package
 
 
 class Case(NamedTuple):
@@ -53,7 +54,7 @@ def verify(path: str | Path) -> Iterator[Case]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} is not a file; give golden files as in tests/golden")
+        raise UserError(f"{path} is not a file; give golden files such as those in {GOLDEN}")
     if path.suffix == ".safetensors":
         try:
             values = load_file(path)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "released_tiny.safetensors"
+GOLDEN = Path(__file__).parents[2] / "uniavgen_core" / "data" / "golden" / "released_tiny.safetensors"
 RUNS = ("joint", "joint_all_macfg", "ref_voice", "audio_driven", "dubbing")
 MODES = ("joint", "reference-voice", "audio-driven", "dubbing")
 SAMPLERS = ("euler", "dpmpp_2m", "uni_pc", "res_multistep", "heun")
