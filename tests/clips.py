@@ -18,15 +18,6 @@ from uniavgen_core.media import files
 SENTENCE = "She had your dark suit in greasy wash water all year."
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small models are faster so, and other work may run beside the tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def uniavgen(capfd, *arguments) -> tuple[int, str, str]:
     """Runs the command in this process: exit code, stdout, stderr."""
     capfd.readouterr()

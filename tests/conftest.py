@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+
+# The models here are tiny, and GNU OpenMP's idle threads spin while they wait for each other: where anything
+# else keeps a core busy, two threads were 16 times slower than one. Read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

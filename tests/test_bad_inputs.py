@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from clips import (
-    one_thread,  # noqa: F401 (a fixture)
     photograph,
     speech,
     talking_video,
@@ -507,7 +505,6 @@ def test_a_clip_larger_than_files_may_be_leaves_nothing(tmp_path, given):
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=limit,
     )
     only_line(found.returncode, found.stdout, found.stderr, "cannot be written|no space", "choose another")

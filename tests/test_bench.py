@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from clips import (
-    one_thread,  # noqa: F401 (a fixture)
     uniavgen,
 )
 from oracle import Clip, forward, speech_features

@@ -11,7 +11,6 @@ import pytest
 import torch
 from build_workflows import PUPPET_CAPTION
 from clips import (
-    one_thread,  # noqa: F401 (a fixture)
     uniavgen,
 )
 

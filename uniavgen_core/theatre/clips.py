@@ -50,6 +50,7 @@ __all__ = [
     "loudness_envelope",
     "measure_aperture",
     "measure_pitch",
+    "shows_puppet",
 ]
 
 SPLITS = ("train", "held-out")
@@ -379,6 +380,19 @@ def measure_aperture(frames: np.ndarray, mouth_box: np.ndarray | None = None) ->
         tallest = np.sort(inside[f, rows, columns].sum(0))[-max(1, round(0.08 * side)) :]
         opening[f] = tallest.mean()
     return opening / (_VISIBLE * OPENING * _HEAD * side)
+
+
+def shows_puppet(frames: np.ndarray) -> bool:
+    """Whether an open mouth as the theatre draws it is seen in any frame of uint8 [F, H, W, 3].
+
+    Without one `measure_aperture` means nothing. It goes by the mouth's colour and size, so a small thing of
+    the same dark purple passes too.
+    """
+    red, green, blue = np.moveaxis(frames.astype(np.float32), 3, 0)
+    cavity = (red > 70) & (red < 160) & (green < 0.35 * red) & (green < blue) & (blue < 0.6 * red)
+    window = round(0.16 * min(frames.shape[1:3]))  # as wide as a mouth
+    filled = uniform_filter(cavity.astype(np.float32), (0, window, window)).max()
+    return bool(0.1 < filled < 0.6)
 
 
 def _find_mouth(inside: np.ndarray, side: int) -> np.ndarray:

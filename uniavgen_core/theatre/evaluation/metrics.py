@@ -1,16 +1,22 @@
-"""What is measured on a clip: pure functions of frames, sound and masks.
+"""Measures of a clip: pure functions of frames, audio and masks.
 
-Frames are uint8 `[F, H, W, 3]` at 16 fps, waveforms float32 `[n]` at 24 kHz. In the theatre the mouth's
-aperture IS the loudness of the sound under the frame, so a perfect clip has a correlation of 1 at lag 0.
+Frames are uint8 `[F, H, W, 3]` at 16 fps, waveforms float32 `[n]` at 24 kHz. `measure_any` holds for every
+clip, `measure` for the theatre's puppets alone: their mouth is open as far as the audio under the frame is
+loud, so a perfect clip has a correlation of 1 at lag 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import cv2
 import numpy as np
+import torch
+import torchaudio
 
+from ...conditioning import FPS
+from ...media.mel import SAMPLE_RATE, log_mel
 from ..clips import loudness_envelope, measure_aperture, measure_pitch
 
 LAGS = tuple(range(-4, 5))  # frames by which the picture is later than the sound
@@ -18,6 +24,26 @@ AUDIBLE = 4.0  # nats below a clip's loudest mel cell
 FACE_SIDE = 64  # pixels at which faces are compared
 FACE_REACH = 0.12  # how far a face may have moved, as a share of the picture's side
 RESAMPLES = 2000
+
+
+def measure_any(frames: np.ndarray, waveform: np.ndarray) -> dict:
+    """What needs no instrument made for a kind of clip; at least 0.4 s long.
+
+    "length", "audio_length" in seconds; "loudness" in LUFS (ITU-R BS.1770), None for silence; "pitch":
+    median f0 in Hz, None where nothing is voiced; "step_picture", "step_mel": the largest step between
+    neighbouring frames in units of the clip's median step: a cut or a click is far above 1.
+    """
+    wave = torch.from_numpy(waveform)
+    loudness = float(torchaudio.functional.loudness(wave[None], SAMPLE_RATE))
+    picture, (sound, audible) = picture_steps(frames), mel_steps(log_mel(wave).numpy())
+    return {
+        "length": len(frames) / FPS,
+        "audio_length": len(waveform) / SAMPLE_RATE,
+        "loudness": loudness if np.isfinite(loudness) else None,
+        "pitch": heard_pitch(waveform),
+        "step_picture": _relative(picture.max(), picture),
+        "step_mel": _relative(sound.max(), sound[audible]),
+    }
 
 
 def measure(frames: np.ndarray, waveform: np.ndarray, first: int = 0) -> dict:
@@ -72,18 +98,32 @@ def picture_seam(frames: np.ndarray, first_new: int, every: int = 1) -> float:
     With `every` = 4 the median is that of steps from one latent frame to the next, like the seam itself:
     a VAE makes these larger than those within a latent frame.
     """
-    steps = np.abs(np.diff(frames.astype(np.float32), axis=0)).mean((1, 2, 3))
-    return float(steps[first_new - 1] / max(1e-3, np.median(steps[(first_new - 1) % every :: every])))
+    steps = picture_steps(frames)
+    return _relative(steps[first_new - 1], steps[(first_new - 1) % every :: every])
 
 
-def mel_seam(log_mel: np.ndarray, first_new: int) -> float:
+def picture_steps(frames: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of each frame to the one before, `[F - 1]`."""
+    return np.array([np.abs(b.astype(np.int16) - a).mean() for a, b in pairwise(frames)])
+
+
+def mel_seam(mel: np.ndarray, first_new: int) -> float:
     """The step onto mel frame `first_new` of `[80, L]` in units of the clip's median step where it is heard.
 
     Silence has no steps, so the median is that of frames within `AUDIBLE` of the loudest cell.
     """
-    steps = np.abs(np.diff(log_mel, axis=1)).mean(0)
-    audible = log_mel.max(0) > log_mel.max() - AUDIBLE
-    return float(steps[first_new - 1] / max(1e-3, np.median(steps[audible[1:] | audible[:-1]])))
+    steps, audible = mel_steps(mel)
+    return _relative(steps[first_new - 1], steps[audible])
+
+
+def mel_steps(mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of `[80, L]`: mean absolute difference of each frame to the one before, and which of them are heard."""
+    audible = mel.max(0) > mel.max() - AUDIBLE
+    return np.abs(np.diff(mel, axis=1)).mean(0), audible[1:] | audible[:-1]
+
+
+def _relative(step: float, steps: np.ndarray) -> float:
+    return float(step / max(1e-3, np.median(steps)))
 
 
 def mask_iou(predicted: np.ndarray, target: np.ndarray) -> float:

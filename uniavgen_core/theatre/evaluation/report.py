@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ...atomic import write_text
 from ...errors import UserError
@@ -29,6 +31,9 @@ MEASURES = {
     "seam_latent": ("seam, picture / latent steps", median, "seam_latent"),
     "seam_mel": ("seam, mel", median, "seam_mel"),
     "mask_iou": ("mask IoU", mean, "mask_iou"),
+    "length": ("seconds", mean, "length"),
+    "step_picture": ("largest step, picture", median, "step_picture"),
+    "step_mel": ("largest step, mel", median, "step_mel"),
 }
 """Name: title, statistic over clips, fields of a row."""
 
@@ -192,25 +197,27 @@ def _clip(row: dict) -> str:
 
 
 def mouth_figure(aperture: list[float], loudness: list[float]) -> str:
-    """Mouth aperture (line) over the loudness of the sound (area), as SVG."""
-    count, width, height = len(aperture), 256, 70
-
-    def points(values: list[float]) -> str:
-        step = width / max(1, count - 1)
-        return " ".join(f"{i * step:.1f},{height - 5 - 55 * min(v, 1.08):.1f}" for i, v in enumerate(values))
-
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        f'<polygon points="0,{height - 5} {points(loudness)} {width},{height - 5}" fill="#cfe0ee"/>'
-        f'<polyline points="{points(aperture)}" fill="none" stroke="{COLOURS[1]}" stroke-width="1.6"/></svg>'
-    )
+    """Mouth aperture (line) over the loudness of the audio (area), as SVG."""
+    figure = Figure((2.56, 0.7), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(range(len(loudness)), loudness, color="#cfe0ee")
+    axes.plot(aperture, color=COLOURS[1], gid="aperture")
+    axes.set_axis_off()
+    axes.set_ylim(0, 1.1)
+    return _svg(figure)
 
 
 def lag_figure(curves: dict[str, list[float]]) -> str:
     """Mean sync r at each lag, a line a run, as SVG."""
-    series = {name: [(value, value, value) for value in values] for name, values in curves.items()}
-    panel = _panel("sync r by lag (frames, picture later)", list(LAGS), series, 0, 0, 560, 320)
-    return _svg(560 + 170, 320, panel + _legend(series, 570, 30))
+    figure = Figure((7.3, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title("sync r by lag (frames, picture later)")
+    for i, (name, curve) in enumerate(curves.items()):
+        axes.plot(LAGS, curve, label=name, **_line(i))
+    axes.set_xticks(LAGS)
+    axes.grid(axis="y", color="#e5e5e5")
+    figure.legend(loc="outside right")
+    return _svg(figure)
 
 
 def grid_figure(points: list[dict]) -> str:
@@ -223,88 +230,29 @@ def grid_figure(points: list[dict]) -> str:
         "amplitude": ("mouth amplitude / true over s_v", "s_v", "s_a"),
         "word_error": ("word error over s_a", "s_a", "s_v"),
     }
-    parts = []
-    for place, (name, (title, across, by)) in enumerate(titles.items()):
-        xs = sorted({point[across] for point in points})
-        series = {}
-        for other in sorted({point[by] for point in points}):
-            at = {point[across]: point[name] for point in points if point[by] == other}
-            series[f"{by} = {other:g}"] = [at.get(x) for x in xs]
-        parts += [_panel(title, xs, series, 380 * place, 0, 290, 280)]
-        parts += [_legend(series, 380 * place + 296, 30)]
-    return _svg(380 * 3, 280, "".join(parts))
+    figure = Figure((12, 3), layout="constrained")
+    for axes, (name, (title, across, by)) in zip(figure.subplots(1, 3), titles.items()):
+        axes.set_title(title)
+        for i, other in enumerate(sorted({point[by] for point in points})):
+            found = sorted((point[across], *point[name]) for point in points if point[by] == other)
+            xs, values, low, high = np.array(found).T
+            errors = np.stack((values - low, high - values)).clip(0)
+            axes.errorbar(xs, values, errors, label=f"{by} = {other:g}", **_line(i))
+        axes.set_xticks(sorted({point[across] for point in points}))
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.grid(axis="y", color="#e5e5e5")
+        axes.legend()
+    return _svg(figure)
 
 
-def _svg(width: int, height: int, inside: str) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" font-family="system-ui,sans-serif" font-size="12">'
-        f'<rect width="{width}" height="{height}" fill="white"/>{inside}</svg>'
-    )
-
-
-def _legend(series: dict, x: float, y: float) -> str:
-    rows = []
-    for i, name in enumerate(series):
-        rows.append(
-            f'<line x1="{x}" x2="{x + 18}" y1="{y + 18 * i - 4}" y2="{y + 18 * i - 4}" stroke-width="3" '
-            f'stroke="{COLOURS[i % len(COLOURS)]}" stroke-dasharray="{_dashes(i)}"/>'
-            f'<text x="{x + 23}" y="{y + 18 * i}">{html.escape(name)}</text>'
-        )
-    return "".join(rows)
-
-
-def _dashes(line: int) -> str:
+def _line(number: int) -> dict:
     """Lines past the last colour begin with the first one again, dashed."""
-    return ("none", "6 3", "2 2")[min(2, line // len(COLOURS))]
+    style = ("-", "--", ":")[min(2, number // len(COLOURS))]
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": style}
 
 
-def _panel(
-    title: str,
-    xs: list[float],
-    series: dict[str, list[Estimate | None]],
-    left: float,
-    top: float,
-    width: float,
-    height: float,
-) -> str:
-    """Lines over xs with their intervals as bars, axes with numbers."""
-    known = [value for line in series.values() for estimate in line if estimate for value in estimate]
-    low, high = min(0.0, *known), max(*known, 0.0)
-    ticks = _ticks(low, high)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
-    x0, x1, y0, y1 = left + 46, left + width - 8, top + height - 28, top + 26
-
-    def across(x: float) -> float:
-        return x0 + (x1 - x0) * (x - xs[0]) / max(xs[-1] - xs[0], 1e-9)
-
-    def up(y: float) -> float:
-        return y0 + (y1 - y0) * (y - low) / max(high - low, 1e-9)
-
-    parts = [f'<text x="{left + 46}" y="{top + 15}" font-weight="bold">{html.escape(title)}</text>']
-    for tick in ticks:
-        parts += [f'<line x1="{x0}" x2="{x1}" y1="{up(tick):.1f}" y2="{up(tick):.1f}" stroke="#e5e5e5"/>']
-        parts += [f'<text x="{x0 - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>']
-    for x in xs:
-        parts += [f'<text x="{across(x):.1f}" y="{y0 + 18}" text-anchor="middle">{x:g}</text>']
-    for i, line in enumerate(series.values()):
-        colour, with_bars = COLOURS[i % len(COLOURS)], any(e and e[2] > e[1] for e in line)
-        shift = 2.5 * (i - (len(series) - 1) / 2) if with_bars else 0
-        found = [(across(x) + shift, estimate) for x, estimate in zip(xs, line) if estimate]
-        for x, (_, lowest, highest) in found:
-            if highest > lowest:
-                parts += [f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{up(lowest):.1f}" y2="{up(highest):.1f}" ']
-                parts += [f'stroke="{colour}" stroke-opacity="0.45"/>']
-        path = " ".join(f"{x:.1f},{up(estimate[0]):.1f}" for x, estimate in found)
-        parts += [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8" ']
-        parts += [f'stroke-dasharray="{_dashes(i)}"/>']
-    return "".join(parts)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers from low to high."""
-    rough = max(high - low, 1e-6) / 4
-    size = 10 ** np.floor(np.log10(rough))
-    step = size * min((m for m in (1, 2, 2.5, 5, 10)), key=lambda m: abs(m * size - rough))
-    first, last = np.floor(low / step), np.ceil(high / step)
-    return [round(float(step * k), 6) for k in np.arange(first, last + 1)]
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]

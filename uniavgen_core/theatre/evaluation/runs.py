@@ -19,8 +19,8 @@ from ...media.mel import SAMPLE_RATE, latent_to_mel, prepare_audio
 from ...media.vae import TEMPORAL
 from ...model.dit import DualBranchDiT
 from ...sampling.guidance import Guidance
-from ..clips import Theatre, measure_aperture, measure_pitch
-from .metrics import Face, amplitude, mask_iou, measure, mel_seam, picture_seam, pitch_error
+from ..clips import Theatre, measure_aperture, measure_pitch, shows_puppet
+from .metrics import Face, amplitude, mask_iou, measure, measure_any, mel_seam, picture_seam, pitch_error
 from .recogniser import Recogniser, is_known, word_errors, words
 from .sampling import Example, Made, Parts, ceiling, face_masks, make, seam
 
@@ -101,19 +101,17 @@ class Evaluation:
         about = {k: v for k, v in self.about.items() if k not in ("s_v", "s_a")} | {"clips": self.clips}
         with _Lines(self.out / "grid.jsonl", about) as lines:
             done = {(row["s_v"], row["s_a"]) for row in lines.rows}
-            kept = self.guidance
             for v, a in ((v, a) for v in s_v for a in s_a if (v, a) not in done):
-                self.guidance = replace(kept, s_v=v, s_a=a)
+                point = replace(self, guidance=replace(self.guidance, s_v=v, s_a=a), show=0)
                 rows = [
                     {k: row[k] for k in ("sync", "errors", "words", "amplitude_ratio")}
                     for indices in self._batches(set())
-                    for row in self.rows("joint", indices, show=0)
+                    for row in point.rows("joint", indices)
                 ]
                 lines.add({"s_v": v, "s_a": a, "rows": rows})
                 self.on_clips(f"s_v {v:g}, s_a {a:g}", self.clips, self.clips)
-            self.guidance = kept
 
-    def rows(self, name: str, indices: list[int], show: int | None = None) -> Iterator[dict]:
+    def rows(self, name: str, indices: list[int]) -> Iterator[dict]:
         """What is measured on these clips in run `name`."""
         examples = [self._example(i) for i in indices]
         if name == "face-mask":
@@ -140,7 +138,7 @@ class Evaluation:
         heard = self.recogniser.transcribe(torch.from_numpy(np.stack([m.waveform for m in made])))
         for example, clip, text in zip(examples, made, heard):
             row = self._row(mode, example, clip, text) | {"seconds": round(seconds, 2)}
-            if example.index < (self.show if show is None else show):
+            if example.index < self.show:
                 row["clip"] = f"clips/{name}-{example.index}.mp4"
                 write_clip(self.out / row["clip"], clip)
             yield row
@@ -181,7 +179,7 @@ class Evaluation:
         """The face that opens each clip."""
         if not self._faces:
             clips = (self.theatre.clip(i) for i in range(self.clips))
-            self._faces = [Face(clip.frames[0], clip.face_mask[0]) for clip in clips]
+            self._faces += [Face(clip.frames[0], clip.face_mask[0]) for clip in clips]
         return self._faces
 
     def _example(self, index: int) -> Example:
@@ -261,11 +259,13 @@ def write_clip(path: Path, made: Made) -> None:
     files.write_mp4(path, torch.from_numpy(made.frames), conditioning.FPS, sound, SAMPLE_RATE)
 
 
-def measure_folder(folder: Path, recogniser: Recogniser) -> list[dict]:
+def measure_folder(folder: Path, recogniser: Recogniser | None = None) -> list[dict]:
     """A row of measures for each mp4 of a folder, in order of name, whoever made it.
 
-    A jsonl file beside them with the fields `file` and `transcript` adds what is said; words are counted
-    where the recogniser knows all of them.
+    With a `recogniser` the clips are taken for the theatre's puppets, and those that show one also get
+    `metrics.measure` and the words heard; without one, lips and words are not measured. A jsonl file beside
+    the clips with the fields `file` and `transcript` adds what is said; words are counted where the
+    recogniser knows all of them.
 
     Raises:
         UserError: no mp4 there; a clip without sound or too short; a jsonl that is none or names no clip.
@@ -282,12 +282,16 @@ def measure_folder(folder: Path, recogniser: Recogniser) -> list[dict]:
             raise UserError(f"{file}: has no sound; choose clips of a speaking person")
         if len(video.frames) < conditioning.FPS // 2:
             raise UserError(f"{file}: has {len(video.frames)} frames at 16 fps; use clips of 0.5 s and more")
-        waveform = prepare_audio(*video.audio)
-        row = {"file": file.name, **measure(video.frames.numpy(), waveform.numpy())}
-        row["heard"] = recogniser.transcribe(waveform[None])[0]
+        frames, waveform = video.frames.numpy(), prepare_audio(*video.audio)
+        row = {"file": file.name, **measure_any(frames, waveform.numpy())}
         if file.name in said:
             row["said"] = said[file.name]
-            if is_known(row["said"]):
+        if recogniser is not None:
+            row["puppet"] = shows_puppet(frames)
+        if recogniser is not None and row["puppet"]:
+            row |= measure(frames, waveform.numpy())
+            row["heard"] = recogniser.transcribe(waveform[None])[0]
+            if is_known(row.get("said", "")):
                 row |= {"words": len(words(row["said"])), "errors": word_errors(row["said"], row["heard"])}
         rows.append(row)
     return rows
