@@ -12,15 +12,15 @@ from conftest import inputs
 from uniavgen_core import conditioning
 from uniavgen_core.errors import UserError
 from uniavgen_core.model.config import TINY
-from uniavgen_core.model.dit import Velocity
-from uniavgen_core.sampling.guidance import Guidance, Texts
+from uniavgen_core.model.inputs import TextConditioning, Velocity
+from uniavgen_core.sampling.guidance import Guidance
 from uniavgen_core.sampling.sampler import Cancelled, integrate, sample, schedule
 
 FRAMES, MELS = 3, 17
 GIVEN = inputs(TINY, frames=FRAMES, mels=MELS, reference_mels=5)
 IMAGE, VIDEO, MEL, VOICE = (GIVEN[k] for k in ("reference_image", "video", "audio", "reference_mel"))
-TEXTS = Texts(GIVEN["caption"], GIVEN["speech"])
-NULL = Texts(GIVEN["caption"][:, :2], GIVEN["speech"][:, :4])
+TEXTS = TextConditioning(GIVEN["caption"], GIVEN["speech"])
+NULL = TextConditioning(GIVEN["caption"][:, :2], GIVEN["speech"][:, :4])
 GUIDANCE = Guidance(skip_layers=(1,))
 TASKS = {
     "joint": conditioning.joint(IMAGE, FRAMES, MELS),

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import forward
 from safetensors.torch import load_file
 
 from uniavgen_core.cli import main
@@ -275,8 +276,8 @@ def test_the_learning_rate_warms_up_and_the_mask_weight_falls_to_zero():
 def test_a_new_model_starts_as_two_independent_branches(latents):
     torch.manual_seed(0)
     model, same, other = (initialise(DualBranchDiT(SIZES), seed) for seed in (1, 1, 2))
-    together = model(**inputs_of(latents))
-    apart = model(**inputs_of(latents), a2v=False, v2a=False)
+    together = forward(model, **inputs_of(latents))
+    apart = forward(model, **inputs_of(latents), a2v=False, v2a=False)
     assert torch.equal(together.video, apart.video)
     assert torch.equal(together.audio, apart.audio)
     weights, again, fresh = (m.state_dict() for m in (model, same, other))
@@ -554,7 +555,7 @@ def test_a_lora_merged_by_hand_gives_what_the_trained_model_gives(make_model, la
     merged.load_state_dict(state)
     batch = one_clip(latents, 0, "joint")
     given = {**inputs_of(latents), "caption": batch.caption}
-    before, by_hand, active = (m(**given) for m in (base, merged, adapted))
+    before, by_hand, active = (forward(m, **given) for m in (base, merged, adapted))
     torch.testing.assert_close(active.video, by_hand.video, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(active.audio, by_hand.audio, rtol=1e-4, atol=1e-5)
     assert (by_hand.video - before.video).abs().max() > 1e-4

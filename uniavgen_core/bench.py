@@ -20,11 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from . import conditioning
 from .errors import UserError
 from .media.mel import latent_to_mel
-from .model.alignment import align
 from .model.config import Config
-from .model.dit import DualBranchDiT, Velocity
+from .model.dit import DualBranchDiT
+from .model.inputs import TextConditioning, Velocity
+from .model.variants import align
 from .pipeline import Weights
-from .sampling.guidance import Guidance, GuidedModel, Texts
+from .sampling.guidance import Guidance, GuidedModel
 
 T = TypeVar("T")
 
@@ -117,7 +118,9 @@ def _guided(config: Config, mode: str, size: Size, guidance: Guidance) -> Guided
         task = conditioning.dubbing(empty(config.video_channels, frames, height, width), size.mels)
     else:
         task = conditioning.joint(image, frames, size.mels)
-    texts = Texts(empty(config.caption_length, config.caption_dim), empty(SPEECH_SYMBOLS, config.speech_dim))
+    texts = TextConditioning(
+        empty(config.caption_length, config.caption_dim), empty(SPEECH_SYMBOLS, config.speech_dim)
+    )
     return GuidedModel(model, task, texts, texts, guidance)
 
 
@@ -211,7 +214,7 @@ def stage_report(weights: Weights, size: Size) -> dict:
         ids = torch.zeros(1, SPEECH_SYMBOLS, dtype=torch.long, device=device)
         speech = measured("speech", lambda: model.text_embedding(ids))
         task = conditioning.joint(image, frames, size.mels)
-        texts = Texts(caption, speech), Texts(null_caption, speech)
+        texts = TextConditioning(caption, speech), TextConditioning(null_caption, speech)
         latents = task.noise(0)
         skip = () if model.config.layers <= 11 else (11,)
         for name, guidance, step in (

@@ -21,7 +21,8 @@ from .media.vae import WanVAE, load_vae
 from .media.vocoder import GriffinLim, Vocoder, load_vocoder
 from .model.config import Config
 from .model.dit import DualBranchDiT
-from .sampling.guidance import Guidance, Texts
+from .model.inputs import TextConditioning
+from .sampling.guidance import Guidance
 from .sampling.sampler import Sample, Settings, sample, schedule
 from .weights.checkpoint import load_model, read_checkpoint
 from .weights.release import find_parts
@@ -345,7 +346,7 @@ def generate(
         with stage("load"):
             model = weights.load_model()
             texts = [
-                Texts(states.to(device), model.text_embedding(torch.tensor([ids], device=device)))
+                TextConditioning(states.to(device), model.text_embedding(torch.tensor([ids], device=device)))
                 for states, ids in ((caption, inputs.symbols), (null_caption, inputs.null_symbols))
             ]
             task = _task(request.mode, inputs, video, model.config.variant, device)

@@ -128,7 +128,7 @@ def test_every_task_samples_as_the_core_alone_does(golden, make_model, variant):
     speeches = torch.randn(2, 1, 12, 32, generator=generator)
     guiding, sampling = module("nodes.guiding"), module("uniavgen_core.sampling.sampler")
     nested = importlib.import_module("comfy.nested_tensor").NestedTensor
-    texts = [module("uniavgen_core.sampling.guidance").Texts(*pair) for pair in zip(captions, speeches)]
+    texts = [module("uniavgen_core.model.inputs").TextConditioning(*pair) for pair in zip(captions, speeches)]
     for name, task in every_task(module("uniavgen_core.conditioning"), variant).items():
         wanted = sampling.sample(own, task, *texts, guiding.guidance(3.0, 2.0, 0.5, 1), steps=4, seed=9)
         given = replace(task, reference_image=raw(task.reference_image), clean_video=raw(task.clean_video))

@@ -1,8 +1,9 @@
-"""Who looks at whom: plain index and weight tensors, from the two lengths alone (SPEC sections 4 and 5).
+"""Temporal alignment of the two branches: index and weight tensors from the two lengths alone.
 
-Both variants come down to the same three tensors, so that one pair of attentions serves them:
-each latent video frame looks at a window of mel frames, each mel frame at a blend of two neighbouring
-latent video frames.
+A2V uses a temporal-aligned window: each latent video frame attends to a window of mel frames. V2A uses
+temporal-aligned interpolation: each mel frame attends to a blend of two neighbouring latent video frames.
+Every variant comes down to the same three tensors, so that one pair of attentions serves all
+(SPEC sections 4 and 5); `variants` says which function belongs to which.
 """
 
 from __future__ import annotations
@@ -14,15 +15,13 @@ from math import ceil, floor
 import torch
 from torch import Tensor
 
-from .config import Config
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Alignment:
     """T latent video frames against L mel frames.
 
-    `window` int64 `[T, W]`: the mel frames latent frame i looks at (A2V).
-    `frame` int64 `[L]`, `weight` float64 `[L, 2]`: mel frame j looks at
+    `window` int64 `[T, W]`: the mel frames that latent frame i attends to (A2V).
+    `frame` int64 `[L]`, `weight` float64 `[L, 2]`: mel frame j attends to
     `weight[j, 0] * latent[frame[j]] + weight[j, 1] * latent[frame[j] + 1]` (V2A).
     """
 
@@ -31,21 +30,9 @@ class Alignment:
     weight: Tensor
 
 
-def align(config: Config, frames: int, mels: int) -> Alignment:
-    """The alignment of a variant for T latent frames and L mel frames.
-
-    Raises:
-        ValueError: fewer than one latent frame or mel frame.
-    """
-    if frames < 1 or mels < 1:
-        raise ValueError(
-            f"cannot align {frames} latent frames with {mels} mel frames; both must be at least 1"
-        )
-    return _released(frames, mels) if config.variant == "released" else _paper(frames, mels, config.window)
-
-
 @lru_cache(maxsize=16)
-def _released(frames: int, mels: int) -> Alignment:
+def align_released(frames: int, mels: int, reach: int) -> Alignment:
+    """SPEC section 4: windows in video frames, two video frames of context; `reach` plays no part."""
     video_frames = 4 * (frames - 1) + 1
     r = mels / video_frames  # mel frames per video frame
 
@@ -77,7 +64,8 @@ def _released(frames: int, mels: int) -> Alignment:
 
 
 @lru_cache(maxsize=16)
-def _paper(frames: int, mels: int, reach: int) -> Alignment:
+def align_paper(frames: int, mels: int, reach: int) -> Alignment:
+    """SPEC section 5: blocks of `k = L / T` mel frames, `reach` (the paper's w) blocks to either side."""
     k = ceil(mels / frames)  # mel frames per latent frame
     blocks = torch.arange(frames)[:, None] + torch.arange(-reach, reach + 1)
     window = blocks.clamp(0, frames - 1)[:, :, None] * k + torch.arange(k)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 Variant = Literal["released", "paper"]
 
@@ -13,7 +13,7 @@ class Config:
     """Every number that decides the shape of `DualBranchDiT`; defaults are the released 7.1 B model.
 
     `variant` chooses the cross-modal interaction: "released" (SPEC section 4) or "paper"
-    (section 5). `window` is the paper's w: latent frames of audio context on either side.
+    (section 5), see `variants`. `window` is the paper's w: latent frames of audio context on either side.
 
     Raises:
         ValueError: sizes that cannot be split into heads, rotary pairs or layers.
@@ -41,8 +41,8 @@ class Config:
     eps: float = 1e-6
 
     def __post_init__(self):
-        if self.variant not in ("released", "paper"):
-            raise ValueError(f"variant is {self.variant!r}, expected 'released' or 'paper'")
+        if self.variant not in get_args(Variant):
+            raise ValueError(f"variant is {self.variant!r}, expected one of {', '.join(get_args(Variant))}")
         for branch, dim, heads in (
             ("video", self.video_dim, self.video_heads),
             ("audio", self.audio_dim, self.audio_heads),
@@ -74,7 +74,8 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict) -> Config:
         """The inverse of `to_dict`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**given)
 
 
 RELEASED = Config()

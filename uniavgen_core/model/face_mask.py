@@ -1,4 +1,7 @@
-"""The predicted face mask that steers the interaction (SPEC sections 4 and 5)."""
+"""The predicted face mask M, with which face-aware modulation steers the interaction (SPEC sections 4 and 5).
+
+A2V writes into the video where M is high, V2A reads the video features `M * H`.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ class ReleasedFaceMask(Head):
     def __init__(self, dim: int, eps: float, ops, **factory):
         super().__init__(dim, 1, eps, ops, **factory)
 
-    def forward(self, video: Tensor, embedding: Tensor, dtype: torch.dtype) -> Tensor:
-        """`video` float32 `[B, T, S, D]`, `embedding` `[B, T, D]` -> `[B, T, S]` in 0..1."""
-        logits = super().forward(video.flatten(1, 2), embedding, dtype)
-        return torch.sigmoid(logits).view(video.shape[:-1])
+    def forward(self, x: Tensor, embedding: Tensor, dtype: torch.dtype) -> Tensor:
+        """Video tokens float32 `[B, T, S, D]`, `embedding` `[B, T, D]` -> `[B, T, S]` in 0..1."""
+        logits = super().forward(x.flatten(1, 2), embedding, dtype)
+        return torch.sigmoid(logits).view(x.shape[:-1])
 
 
 class PaperFaceMask(nn.Module):
@@ -28,10 +31,6 @@ class PaperFaceMask(nn.Module):
         self.norm = ops.LayerNorm(dim, eps=eps, **factory)
         self.head = ops.Linear(dim, 1, **factory)
 
-    def forward(self, video: Tensor, embedding: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, dtype: torch.dtype) -> Tensor:
         """As `ReleasedFaceMask.forward`."""
-        return torch.sigmoid(self.head(self.norm(video.to(dtype))).float()).squeeze(-1)
-
-
-def face_mask(variant: str, dim: int, eps: float, ops, **factory) -> nn.Module:
-    return (ReleasedFaceMask if variant == "released" else PaperFaceMask)(dim, eps, ops, **factory)
+        return torch.sigmoid(self.head(self.norm(x.to(dtype))).float()).squeeze(-1)

@@ -6,7 +6,7 @@ The residual stream and everything elementwise is float32; matmuls run in the dt
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,18 @@ from torch import Tensor, nn
 
 from .rope import Rotary, rotate
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def uncompiled(function: Function) -> Function:
+    """Under torch.compile such bookkeeping runs as it is, so that single blocks are compiled: one graph for
+    all layers of a branch."""
+    return cast(Function, torch.compiler.disable(function, recursive=False))
+
+
 Attention = Callable[..., Tensor]
 """`(q [B, N, heads * d], k [B, M, heads * d], v, heads, mask=None) -> [B, N, heads * d]`; a mask is bool
-`[B, 1, 1, M]`, true where a key may be seen."""
+`[B, 1, 1, M]`, true where a key is attended to."""
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -61,17 +70,31 @@ class TimeEmbedding(NamedTuple):
     projection: Tensor  # e0 [B, G, 6, D]
 
 
+def embed_time(
+    embed: nn.Sequential, project: nn.Sequential, width: int, time: Tensor, clean: Tensor
+) -> TimeEmbedding:
+    """Two times at most: that of the step and 0 where `clean` (bool `[G]`, on the CPU)."""
+    times = torch.cat((time, time.new_zeros(1)))
+    e = linear_float32(embed[2], F.silu(linear_float32(embed[0], sinusoid(times, width))))
+    e0 = linear_float32(project[1], F.silu(e)).unflatten(-1, (6, -1))
+
+    def spread(x: Tensor) -> Tensor:  # [B + 1, ...] -> [B, G, ...]
+        return torch.where(clean.to(x.device).view(1, -1, *[1] * (x.ndim - 1)), x[-1], x[:-1, None])
+
+    return TimeEmbedding(spread(e), spread(e0))
+
+
 class KeyValue(NamedTuple):
-    """Keys (normalised, rotated) and values an attention looks at, `[B, M, heads * d]` each."""
+    """Keys (normalised, rotated) and values of an attention's source, `[B, M, heads * d]` each."""
 
     key: Tensor
     value: Tensor
 
 
-class AttentionLayer(nn.Module):
-    """Multi-head attention, q and k RMS-normalised over the full width before the split into heads.
+class AttentionProjections(nn.Module):
+    """Projections of a multi-head attention; q and k RMS-normalised over the full width, before the heads.
 
-    `dim` is the width of queries and output, `source_dim` that of what is looked at.
+    `dim` is the width of queries and output, `source_dim` that of the source of keys and values.
     """
 
     def __init__(self, dim: int, source_dim: int, heads: int, eps: float, ops, **factory):
@@ -87,7 +110,7 @@ class AttentionLayer(nn.Module):
     def query(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
         return self._rotate(self.norm_q(self.q(x)), rotary)
 
-    def look_at(self, source: Tensor, rotary: Rotary | None = None) -> KeyValue:
+    def project_kv(self, source: Tensor, rotary: Rotary | None = None) -> KeyValue:
         """Keys and values of a source `[B, M, source_dim]`."""
         return KeyValue(self._rotate(self.norm_k(self.k(source)), rotary), self.v(source))
 
@@ -95,6 +118,10 @@ class AttentionLayer(nn.Module):
         if rotary is None:
             return x
         return rotate(x.unflatten(-1, (self.heads, -1)), rotary).flatten(-2)
+
+
+class AttentionLayer(AttentionProjections):
+    """Attention of the tokens `[B, N, dim]` to the keys and values of a source."""
 
     def forward(
         self,
@@ -137,7 +164,7 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(2)
 
         y = modulate(x, shift1, scale1, self.eps).to(dtype)
-        y = self.self_attn(y, self.self_attn.look_at(y, rotary), attention, rotary, mask)
+        y = self.self_attn(y, self.self_attn.project_kv(y, rotary), attention, rotary, mask)
         x = gated(x, y, gate1)
         x = x + self.cross_attn(self.norm3(x.to(dtype)), text, attention, text_rotary, text_mask)
         return gated(x, self.ffn(modulate(x, shift2, scale2, self.eps).to(dtype)), gate2)

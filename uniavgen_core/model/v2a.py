@@ -1,4 +1,5 @@
-"""Video to audio: every mel frame looks at a blend of two latent frames, factored (SPEC sections 4, 5, 10.1).
+"""V2A, video to audio: cross-attention of every mel frame to a temporal-aligned interpolation of two latent
+video frames, factored. One half of the asymmetric cross-modal interaction (SPEC sections 4, 5 and 10.1).
 
 The context of mel frame j is `c0 X_f + c1 X_{f+1}`, linear in two latent frames. So keys and values are
 projected once per latent frame, and scores and outputs are blended instead of contexts. With
@@ -20,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config
-from .layers import AttentionLayer
+from .layers import AttentionProjections
 from .rope import Rotary, rotate
+from .variants import VARIANTS
 
 
-class VideoMemory(NamedTuple):
-    """What the mel frames read of T latent frames of S tokens; A is the audio width, products are over A."""
+class VideoKV(NamedTuple):
+    """Keys and values of T latent frames of S tokens; A is the audio width, products are over A."""
 
     key: Tensor  # R(g K) [B, T, S, heads, d]
     value: Tensor  # W_v X + b_v [B, T, S, heads, d]
@@ -38,7 +40,7 @@ class VideoMemory(NamedTuple):
 
 
 class MelGroups(NamedTuple):
-    """The mel frames that are to be changed, grouped by the latent frame they read first.
+    """The mel frames that are to be changed, grouped by the first latent frame they attend to.
 
     `frame`, `following` int64 `[G]`: the two latent frames;
     `row` int64 `[G, J]`: places among the changed mel frames (short groups repeat one);
@@ -57,7 +59,7 @@ class MelGroups(NamedTuple):
 
 
 def group_mels(frame: Tensor, weight: Tensor, frames: int) -> MelGroups:
-    """Group n mel frames; each reads latent `frame` `[n]` (ascending) and the next with `weight` `[n, 2]`."""
+    """Group n mel frames that attend to latent `frame` `[n]` (ascending) and the next, `weight` `[n, 2]`."""
     used, group, count = frame.unique_consecutive(return_inverse=True, return_counts=True)
     first = count.cumsum(0) - count
     offset = torch.arange(len(frame)) - first[group]
@@ -73,15 +75,15 @@ def group_mels(frame: Tensor, weight: Tensor, frames: int) -> MelGroups:
     )
 
 
-class V2A(AttentionLayer):
-    """Released: `o(attention)`; paper: `o(H + attention)` with o starting at zero."""
+class V2A(AttentionProjections):
+    """Released: `o(attention)`; paper (residual): `o(H + attention)`."""
 
     def __init__(self, config: Config, ops=nn, **factory):
         super().__init__(config.audio_dim, config.video_dim, config.audio_heads, config.eps, ops, **factory)
-        self.paper = config.variant == "paper"
+        self.residual = VARIANTS[config.variant].residual
         self.eps = config.eps
 
-    def read(self, video: Tensor, rotary: Rotary) -> VideoMemory:
+    def project_video_kv(self, video: Tensor, rotary: Rotary) -> VideoKV:
         """Project masked video features `M * H` `[B, T, S, D]` at positions (row, column)."""
         # Biases and gain are asked of the layers, not read off them: a host may keep their weights elsewhere.
         nothing = video.new_zeros(1, video.shape[-1])
@@ -92,7 +94,7 @@ class V2A(AttentionLayer):
         def rotated(x: Tensor) -> Tensor:
             return rotate((x * gain).unflatten(-1, (self.heads, -1)), rotary).to(video.dtype)
 
-        return VideoMemory(
+        return VideoKV(
             key=rotated(k),
             value=self.v(video).unflatten(-1, (self.heads, -1)),
             square=k.square().mean(-1),
@@ -103,9 +105,9 @@ class V2A(AttentionLayer):
             bias_value=self.v(nothing).float()[0],
         )
 
-    def forward(self, audio: Tensor, video: VideoMemory, groups: MelGroups) -> Tensor:
+    def forward(self, audio: Tensor, video_kv: VideoKV, groups: MelGroups) -> Tensor:
         """What is added to the changed mel frames, `[B, n, A]` float32 -> `[B, n, A]`."""
-        dtype = video.value.dtype
+        dtype = video_kv.value.dtype
         q = self.query(audio.to(dtype)).unflatten(-1, (self.heads, -1))[:, groups.row]  # [B, G, J, heads, d]
         q = q.float() * q.shape[-1] ** -0.5
         here, after = groups.frame, groups.following
@@ -115,28 +117,28 @@ class V2A(AttentionLayer):
         def scores(key: Tensor) -> Tensor:
             return torch.einsum("bgjhd,bgshd->bghjs", q, key.float())
 
-        blend = c0 * scores(video.key[:, here])
-        blend += c1 * scores(video.key[:, after])
-        blend += c2 * torch.einsum("bgjhd,shd->bghjs", q, video.bias_key.float())
+        blend = c0 * scores(video_kv.key[:, here])
+        blend += c1 * scores(video_kv.key[:, after])
+        blend += c2 * torch.einsum("bgjhd,shd->bghjs", q, video_kv.bias_key.float())
 
         def per_frame(x: Tensor, frame: Tensor) -> Tensor:
             return x[:, frame, None, None]  # [B, G, 1, 1, S]
 
         square = (
-            c0.square() * per_frame(video.square, here)
-            + c1.square() * per_frame(video.square, after)
-            + c2.square() * video.bias_square
-            + 2 * c0 * c1 * per_frame(video.neighbour, here)
-            + 2 * c0 * c2 * per_frame(video.with_bias, here)
+            c0.square() * per_frame(video_kv.square, here)
+            + c1.square() * per_frame(video_kv.square, after)
+            + c2.square() * video_kv.bias_square
+            + 2 * c0 * c1 * per_frame(video_kv.neighbour, here)
+            + 2 * c0 * c2 * per_frame(video_kv.with_bias, here)
         )
         attention = torch.softmax(blend * torch.rsqrt(square + self.eps), dim=-1)
 
         def gather(weight: Tensor, value: Tensor) -> Tensor:
             return torch.einsum("bghjs,bgshd->bgjhd", (weight * attention).to(dtype), value).float()
 
-        out = gather(c0, video.value[:, here]) + gather(c1, video.value[:, after])
-        out = out.flatten(-2) + groups.weight[..., 2:] * video.bias_value
+        out = gather(c0, video_kv.value[:, here]) + gather(c1, video_kv.value[:, after])
+        out = out.flatten(-2) + groups.weight[..., 2:] * video_kv.bias_value
         out = out.flatten(1, 2)[:, groups.place]
-        if self.paper:
+        if self.residual:
             out = audio + out
         return self.o(out.to(dtype))

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ..conditioning import Task
 from ..errors import UserError
-from ..model.dit import Cache, DualBranchDiT, Velocity
+from ..model.cache import Cache
+from ..model.dit import DualBranchDiT
+from ..model.inputs import ActiveParts, Conditioned, References, TextConditioning, Velocity
 from ..model.layers import Attention, sdpa
 
 
@@ -65,18 +67,6 @@ class Guidance:
         )
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Caption states `[B, N, caption_dim]` and speech features `[B, M, speech_dim]`.
-
-    `speech_lengths` `[B]` where the speech texts of a batch differ in length.
-    """
-
-    caption: Tensor
-    speech: Tensor
-    speech_lengths: Tensor | None = None
-
-
 class GuidedModel:
     """The model with a task, two pairs of texts and a guidance: latents in, one guided velocity out.
 
@@ -87,8 +77,8 @@ class GuidedModel:
         self,
         model: DualBranchDiT,
         task: Task,
-        positive: Texts,
-        negative: Texts,
+        positive: TextConditioning,
+        negative: TextConditioning,
         guidance: Guidance,
         attention: Attention = sdpa,
     ):
@@ -99,7 +89,7 @@ class GuidedModel:
     def __call__(self, video: Tensor, audio: Tensor, time: Tensor, step: int, steps: int) -> Velocity:
         """Running latents (float32) at `time` `[B]` -> guided velocity, float32."""
         video, audio = self.task.known(video, audio)
-        full = self._pass(video, audio, time, self.positive, self.full_cache, v2a=self.task.v2a)
+        full = self._pass(video, audio, time, self.positive, self.full_cache, ActiveParts(v2a=self.task.v2a))
         if not self.guidance.needs_null:
             return full
         interacts = self.guidance.null_interacts(step, steps)
@@ -109,31 +99,30 @@ class GuidedModel:
             time,
             self.negative,
             self.null_cache,
-            a2v=interacts,
-            v2a=interacts,
-            skip_layers=self.guidance.skip_layers,
+            ActiveParts(a2v=interacts, v2a=interacts, skip_layers=self.guidance.skip_layers),
         )
         return self.guidance.mix(full, null)
 
     def _pass(
-        self, video: Tensor, audio: Tensor, time: Tensor, texts: Texts, cache: Cache, **options
+        self,
+        video: Tensor,
+        audio: Tensor,
+        time: Tensor,
+        text: TextConditioning,
+        cache: Cache,
+        active: ActiveParts,
     ) -> Velocity:
         dtype, task = self.model.dtype, self.task
-        reference_mel = None if task.reference_mel is None else task.reference_mel.to(dtype)
+        references = References(task.reference_image, task.reference_mel, task.reference_mel_lengths)
         return self.model(
             video.to(dtype),
             audio.to(dtype),
             time,
-            texts.caption.to(dtype),
-            texts.speech.to(dtype),
-            reference_image=task.reference_image.to(dtype),
-            reference_mel=reference_mel,
-            known_video=task.known_video,
-            known_audio=task.known_audio,
-            reference_mel_lengths=task.reference_mel_lengths,
-            speech_lengths=texts.speech_lengths,
+            text.to(dtype),
+            references.to(dtype),
+            Conditioned(task.known_video, task.known_audio),
+            active=active,
             cache=cache,
             attention=self.attention,
             audio_attention=self.attention,
-            **options,
         )

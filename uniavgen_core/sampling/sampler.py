@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..conditioning import Task
 from ..errors import UserError
-from ..model.dit import DualBranchDiT, Velocity
-from .guidance import Guidance, GuidedModel, Texts
+from ..model.dit import DualBranchDiT
+from ..model.inputs import TextConditioning, Velocity
+from .guidance import Guidance, GuidedModel
 
 
 class Cancelled(UserError):
@@ -90,8 +91,8 @@ def integrate(
 def sample(
     model: DualBranchDiT,
     task: Task,
-    positive: Texts,
-    negative: Texts,
+    positive: TextConditioning,
+    negative: TextConditioning,
     guidance: Guidance | None = None,
     steps: int = 50,
     shift: float = 5.0,

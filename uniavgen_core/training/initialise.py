@@ -22,6 +22,7 @@ def initialise(model: DualBranchDiT, seed: int = 0) -> DualBranchDiT:
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv3d, nn.Embedding)):
                 module.reset_parameters()
-    for block in (*model.a2v_blocks, *model.v2a_blocks):
-        zero_output(block)
+    for interaction in model.interactions():
+        zero_output(interaction.a2v)
+        zero_output(interaction.v2a)
     return model

@@ -31,7 +31,8 @@ from ..media import files
 from ..media.caption import CaptionEncoder, load_caption_encoder
 from ..media.mel import SAMPLE_RATE
 from ..model.dit import DualBranchDiT
-from ..sampling.guidance import Guidance, Texts
+from ..model.inputs import TextConditioning
+from ..sampling.guidance import Guidance
 from ..sampling.sampler import sample
 from ..weights.checkpoint import load_model, save_checkpoint
 from . import cast_ops
@@ -366,7 +367,7 @@ def clip_preview(
         for index in indices:
             for mode in modes:
                 batch = one_clip(latents, index, mode).to(device)
-                texts = Texts(
+                texts = TextConditioning(
                     objective.caption_states(batch).float(),
                     objective.speech_features(batch.speech, batch.speech_lengths),
                 )

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import conditioning
 from ..media.caption import CaptionEncoder, clean
 from ..model.dit import DualBranchDiT
+from ..model.inputs import ActiveParts, Conditioned, References, TextConditioning
 from ..model.layers import Attention
 from . import cast_ops
 
@@ -195,20 +196,20 @@ class Objective(nn.Module):
         interaction = batch.interaction and not alone
         attention = cast_ops.quick_attention(self.dtype, t.device)
         text_guide = TextGuide(batch, attention) if lambda_g else None
+        text = TextConditioning(
+            self.caption_states(batch),
+            self.speech_features(batch.speech, batch.speech_lengths),
+            batch.speech_lengths,
+        )
+        references = References(task.reference_image, task.reference_mel, task.reference_mel_lengths)
         velocity = model(
             video.to(self.dtype),
             audio.to(self.dtype),
             1000 * t,
-            self.caption_states(batch).to(self.dtype),
-            self.speech_features(batch.speech, batch.speech_lengths).to(self.dtype),
-            reference_image=task.reference_image.to(self.dtype),
-            reference_mel=None if task.reference_mel is None else task.reference_mel.to(self.dtype),
-            known_video=task.known_video,
-            known_audio=task.known_audio,
-            reference_mel_lengths=task.reference_mel_lengths,
-            speech_lengths=batch.speech_lengths,
-            a2v=interaction,
-            v2a=interaction and task.v2a,
+            text.to(self.dtype),
+            references.to(self.dtype),
+            Conditioned(task.known_video, task.known_audio),
+            ActiveParts(a2v=interaction, v2a=interaction and task.v2a),
             attention=attention,
             audio_attention=text_guide or attention,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from ...media.mel import latent_to_mel
 from ...media.speech import FILLER, null_symbol_ids, symbol_ids
 from ...media.vae import TEMPORAL, WanVAE
 from ...media.vocoder import GriffinLim, Vocoder
-from ...model.dit import DualBranchDiT, Velocity
+from ...model.dit import DualBranchDiT
+from ...model.inputs import TextConditioning, Velocity
 from ...pipeline import Weights
-from ...sampling.guidance import Guidance, GuidedModel, Texts
+from ...sampling.guidance import Guidance, GuidedModel
 from ...sampling.sampler import integrate, schedule
 from ...training.cast_ops import quick_attention
 from ...training.data import encode_clip, encode_voice, seeded
@@ -86,8 +87,9 @@ class WithoutInteraction:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
-    def __call__(self, *inputs: Tensor, **options) -> Velocity:
-        return self.model(*inputs, **options | {"a2v": False, "v2a": False})
+    def __call__(self, *inputs, **options) -> Velocity:
+        apart = replace(options.pop("active"), a2v=False, v2a=False)
+        return self.model(*inputs, active=apart, **options)
 
 
 def seam(latent_frames: int) -> tuple[int, int]:
@@ -193,13 +195,13 @@ def _symbols(examples: list[Example], mode: str, null: bool) -> tuple[Tensor, Te
     return padded, torch.tensor([len(row) for row in rows])
 
 
-def _texts(parts: Parts, examples: list[Example], mode: str, null: bool) -> Texts:
+def _texts(parts: Parts, examples: list[Example], mode: str, null: bool) -> TextConditioning:
     ids, lengths = _symbols(examples, mode, null)
     longest = parts.model.config.caption_length
     caption = parts.captions(["" if null else e.clip.caption for e in examples])[:, :longest]
     device = parts.model.audio_padding.device
     features = Objective(parts.model).speech_features(ids.to(device), lengths.to(device))
-    return Texts(caption.to(device), features, lengths.to(device))
+    return TextConditioning(caption.to(device), features, lengths.to(device))
 
 
 def _decode(parts: Parts, examples: list[Example], mode: str, video: Tensor, audio: Tensor) -> list[Made]:
