@@ -94,6 +94,14 @@ def test_every_workflow_makes_a_video(files, clip, twin):
         assert abs(picture - sound) <= AAC_FRAME / rate
 
 
+@pytest.mark.parametrize("name", ["embedded_advanced", "joint"])
+def test_a_workflow_saved_with_version_0_1_0_still_makes_its_video(files, name):
+    old = ROOT / "tests" / "old_workflows" / "api" / f"{name}.json"
+    made = files.run(small(json.loads(old.read_text(encoding="utf-8"))), 300)
+    assert not made.error
+    assert len(saved(files, made.outputs)) == (2 if "advanced" in name else 1)
+
+
 def test_another_s_v_leaves_the_encoders_cached(files):
     graph = small(read("embedded_joint"))
     sampler = next(key for key, node in graph.items() if node["class_type"] == "UniAVGenSampler")
