@@ -120,10 +120,8 @@ class DualBranchDiT(nn.Module):
 
         v = self._embed_video(video, time, references, conditioned, constants, attention)
         a = self._embed_audio(audio, time, text, references, conditioned, constants, audio_attention)
-        if cache is not None and conditioned.video.all():
-            v = cache.replay_video(v, active.skip_layers, stages, plan.rotary)
-        if cache is not None and conditioned.audio.all():
-            a = cache.replay_audio(a, active.skip_layers, stages)
+        if cache is not None:
+            v, a = cache.replayed(v, a, conditioned, active.skip_layers, stages, plan.rotary)
         face_masks: dict[int, Tensor] = {}
         for stage in stages:
             if not isinstance(stage, Interaction):
