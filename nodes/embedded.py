@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import torch
+import torch.nn.functional as F
 from comfy_api.latest import io
 from torch import Tensor, nn
 
@@ -105,6 +107,25 @@ def _host_wan_vae(config: dict, tensors: dict[str, Tensor]) -> nn.Module:
     return host
 
 
+class EmbeddedFormat(comfy.latent_formats.Wan22):
+    """The host's latent format with the colours of this VAE for live previews (`tools/fit_preview.py`)."""
+
+    def __init__(self):
+        super().__init__()
+        fitted = json.loads((embedded.folder() / "preview.json").read_text(encoding="utf-8"))
+        self.parts = fitted["parts"]
+        self.colours, self.bias = torch.tensor(fitted["factors"]), torch.tensor(fitted["bias"])
+        self.latent_rgb_factors = torch.eye(3).tolist()
+        self.latent_rgb_factors_bias = None
+        self.latent_rgb_factors_reshape = self.pixels
+
+    def pixels(self, latent: Tensor) -> Tensor:
+        """Normalised `[B, 48, T, h, w]` -> colours in -1..1 of the first frame, `[B, 3, 1, 4h, 4w]`."""
+        first = latent[:, :, 0].movedim(1, -1)
+        parts = first @ self.colours.to(first) + self.bias.to(first)
+        return F.pixel_shuffle(parts.movedim(-1, 1), self.parts)[:, :, None]
+
+
 class EmbeddedModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -134,6 +155,7 @@ class EmbeddedModel(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         tell(cls, embedded.NOTICE)
         model, speech_encoder = parts_of(embedded.model_file(), puppet=True)
+        model.model.latent_format = EmbeddedFormat()
         return io.NodeOutput(
             model,
             speech_encoder,

@@ -19,10 +19,10 @@ class Puppet(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UniAVGenPuppet",
-            display_name="Puppet: Image and Recording",
+            display_name="UniAVGen Puppet",
             category=CATEGORY,
-            description="A drawn person that the embedded model has never seen: an image, and a recording of 2 "
-            "seconds with audio for the modes that take one.",
+            description="A drawn person that the embedded model has never seen: an image, and a recording of "
+            "2 seconds with audio for the modes that take one.",
             search_aliases=["uniavgen", "test image", "example video", "drawn person", "avatar"],
             inputs=[
                 io.Combo.Input(
