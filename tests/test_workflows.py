@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from build_workflows import MODES, TITLES, blueprints, english, text, workflows
+from help_pages import help_pages
 from PIL import Image
 from workflow_graph import FACE, GOLDEN, OUTSIDE, node_types
 
@@ -301,6 +302,12 @@ def test_every_node_has_a_help_page_in_english_and_chinese(name):
             for kind in kinds:
                 for key in OURS[name][folder].get(kind, {}):
                     assert f"`{key}`" in words, f"{page.name} does not explain {key}"
+
+
+@pytest.mark.parametrize(("page", "filled"), list(help_pages()), ids=lambda value: getattr(value, "stem", ""))
+def test_the_tables_of_a_help_page_are_the_names_and_tooltips_of_the_node(page, filled):
+    """`python tools/build_workflows.py` writes them."""
+    assert page.read_text(encoding="utf-8") == filled
 
 
 def test_every_picture_of_a_help_page_exists():

@@ -1,4 +1,4 @@
-"""Writes workflows/*.json, their API twins and the English names: `python tools/build_workflows.py`."""
+"""Writes workflows/*.json, their API twins, English names and help tables: `python tools/build_workflows.py`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+import help_pages  # noqa: E402
 from workflow_graph import GOLDEN, Graph, Link, Node, Subgraph  # noqa: E402
 from workflow_notes import note  # noqa: E402
 
@@ -489,3 +490,4 @@ if __name__ == "__main__":
     for name, content in blueprints().items():
         (SUBGRAPHS / f"{name}.json").write_text(text(content), encoding="utf-8")
     ENGLISH.write_text(text(english()), encoding="utf-8")
+    help_pages.write()
