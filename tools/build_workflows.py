@@ -1,4 +1,4 @@
-"""Writes workflows/*.json, their API twins, English names and help tables: `python tools/build_workflows.py`."""
+"""Writes the workflows, their API twins, English names and help tables: `python tools/build_workflows.py`."""
 
 from __future__ import annotations
 
