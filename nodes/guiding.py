@@ -10,7 +10,6 @@ import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
@@ -22,6 +21,7 @@ from ..uniavgen_core.model.inputs import ActiveParts
 from ..uniavgen_core.sampling.guidance import Guidance
 from ..uniavgen_core.sampling.sampler import schedule
 from .host_model import TASK_NODES, FaceMasks, UniAVGen, check_latent_shapes
+from .preview import preview_callback
 from .types import CATEGORY
 
 MAX_LAYER = 29
@@ -149,7 +149,7 @@ def sample(guider: MACFGGuider, latent: dict, sigmas: Tensor, seed: int) -> dict
         comfy.samplers.sampler_object("euler"),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1),
+        callback=preview_callback(guider.model_patcher, len(sigmas) - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )

@@ -34,7 +34,8 @@ TEXT_ENCODER = {
     "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
     "directory": "text_encoders",
 }
-MODEL = "UniAVGen.safetensors"
+# as `uniavgen convert --comfyui --dtype fp8` names them
+MODEL = "uniavgen_fp8.safetensors"
 VOCODER = "qwen2.5_omni_bigvgan.safetensors"
 
 CAPTION = "A person in an orange suit talks to the camera."

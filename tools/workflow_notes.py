@@ -13,8 +13,10 @@ TITLES = {
 }
 
 WEIGHTS = (
-    "**Weights, once (about 30 GB):** `hf download MCG-NJU/UniAVGen --local-dir UniAVGen`, then "
-    "`uniavgen convert UniAVGen --comfyui models` puts every file into its folder. Then press R."
+    "**Weights, once (about 30 GB)**, in the folder of ComfyUI: `hf download MCG-NJU/UniAVGen --local-dir "
+    "UniAVGen`, then `python custom_nodes/ComfyUI-UniAVGen/uniavgen_core convert UniAVGen --comfyui models "
+    "--dtype fp8`, "
+    "then press R."
 )
 PUPPET = "Needs no download; a small puppet model, trained on drawn faces and 72 words, not the 7 B model."
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 PUPPET = Path(__file__).parents[2] / "web" / "puppets" / "woman.png"
@@ -29,3 +31,39 @@ def test_the_preview_of_a_puppets_latent_has_its_colours(host):
     small = torch.nn.functional.avg_pool2d(image.movedim(-1, 1), 4)[0].movedim(0, -1).numpy()
     assert preview.shape == small.shape == (32, 32, 3)
     assert np.corrcoef(preview.ravel(), small.ravel())[0, 1] > 0.8
+
+
+class Queue:
+    """The host's queue while one prompt runs."""
+
+    def __init__(self, extra: dict):
+        self.extra = extra
+
+    def get_current_queue_volatile(self) -> tuple[list, list]:
+        return [(0, "id", {}, self.extra, [], {})], []
+
+
+@pytest.mark.parametrize(
+    ("said", "extra", "shown"),
+    [
+        ([], {}, True),
+        ([], {"preview_method": "default"}, True),
+        ([], {"preview_method": "none"}, False),
+        (["--preview-method", "none"], {}, False),
+    ],
+)
+def test_previews_are_on_unless_someone_chose_none(host, monkeypatch, said, extra, shown):
+    import latent_preview
+    import server
+
+    module = importlib.import_module(f"{host.__name__}.nodes.preview")
+    queue = SimpleNamespace(prompt_queue=Queue(extra))
+    monkeypatch.setattr(server.PromptServer, "instance", queue, raising=False)
+    monkeypatch.setattr("sys.argv", ["main.py", *said])
+    asked = []
+    monkeypatch.setattr(
+        latent_preview, "prepare_callback", lambda *_: asked.append(latent_preview.args.preview_method)
+    )
+    module.preview_callback(None, 1)
+    assert (asked == [latent_preview.LatentPreviewMethod.Latent2RGB]) == shown
+    assert latent_preview.args.preview_method == latent_preview.LatentPreviewMethod.NoPreviews
