@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -91,6 +92,7 @@ class DualBranchDiT(nn.Module):
         cache: Cache | None = None,
         attention: Attention = sdpa,
         audio_attention: Attention = sdpa,
+        on_layer: Callable[[int], None] = lambda layer: None,
     ) -> Velocity:
         """The velocity of both latents at one time.
 
@@ -101,6 +103,7 @@ class DualBranchDiT(nn.Module):
             conditioned: where the latents are clean; nowhere by default.
             cache: of this run and these texts, see `Cache`.
             attention, audio_attention: see `Attention`; the second serves the audio branch and A2V.
+            on_layer: called with the number of each layer before its blocks are run.
 
         Raises:
             ValueError: shapes that do not fit together.
@@ -125,6 +128,7 @@ class DualBranchDiT(nn.Module):
         face_masks: dict[int, Tensor] = {}
         for stage in stages:
             if not isinstance(stage, Interaction):
+                on_layer(stage)
                 v.run(stage)
                 a.run(stage)
             elif plan.a2v or plan.v2a:
