@@ -17,6 +17,7 @@ from comfy_api.latest import io
 from torch import Tensor, nn
 
 from ..uniavgen_core import embedded
+from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.media.caption import CaptionEncoder
 from ..uniavgen_core.media.files import read_image
 from ..uniavgen_core.media.vae import LATENT_CHANNELS, diffusers_name, read_vae
@@ -79,6 +80,22 @@ class HostVAE(comfy.sd.VAE):
             offload_device=comfy.model_management.vae_offload_device(),
         )
         self.size = comfy.model_management.module_size(self.first_stage_model)
+
+    def decode(self, samples_in: Tensor, vae_options: dict = {}) -> Tensor:  # noqa: B006
+        _check_video_latent(samples_in)
+        return super().decode(samples_in, vae_options)
+
+    def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
+        _check_video_latent(samples)
+        return super().decode_tiled(samples, *args, **kwargs)
+
+
+def _check_video_latent(samples: Tensor) -> None:
+    if samples.ndim != 5 or samples.shape[1] != LATENT_CHANNELS:
+        raise UserError(
+            f"samples is {list(samples.shape)}, expected video [B, {LATENT_CHANNELS}, T, h, w]; connect the "
+            "video output of UniAVGen Split, and its audio output to UniAVGen Vocoder Decode"
+        )
 
 
 def _host_wan_vae(config: dict, tensors: dict[str, Tensor]) -> nn.Module:

@@ -20,6 +20,7 @@ from ..uniavgen_core.media.mel import (
 )
 
 CATEGORY = "UniAVGen"
+UNSAMPLED = "uniavgen_unsampled"  # in a LATENT: the samples as the task node gave them
 
 VideoSocket = io.Custom("UNIAVGEN_VIDEO")
 MelSocket = io.Custom("UNIAVGEN_MEL")
