@@ -171,7 +171,7 @@ class EmbeddedModel(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         tell(cls, embedded.NOTICE)
-        model, speech_encoder = parts_of(embedded.model_file(), puppet=True)
+        model, speech_encoder, _ = parts_of(embedded.model_file(), puppet=True)
         model.model.latent_format = EmbeddedFormat()
         return io.NodeOutput(
             model,

@@ -32,7 +32,8 @@ from uniavgen_core.training.data import Batches, Latents, Sample, one_clip, prep
 from uniavgen_core.training.initialise import initialise
 from uniavgen_core.training.objective import MODES, Objective, TextGuide, token_mask
 from uniavgen_core.training.recipe import TASK_MIX, Recipe, Stage, paper_stages
-from uniavgen_core.weights.checkpoint import load_model, save_checkpoint
+from uniavgen_core.weights.checkpoint import load_model
+from uniavgen_core.weights.convert import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TASKS = MODES[1:]

@@ -28,6 +28,7 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code (0 done, 1 golden values differ, 2 something to mend)."""
     options = _parser().parse_args(argv)
+    _say_warnings()
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever downloaded
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -50,9 +51,22 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        message = "out of memory; use fewer --frames, a smaller --short-side or fp8 weights"
+        message = (
+            "out of memory; use fewer --frames, a smaller --short-side, or fp8 files (`uniavgen convert` "
+            "writes them), which stay fp8 in memory"
+        )
     print(f"uniavgen: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _say_warnings() -> None:
+    """Warnings of this package go to stderr as notes do, each once."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("uniavgen: %(message)s"))
+    logger = logging.getLogger(__package__)
+    said = set()
+    handler.addFilter(lambda record: record.getMessage() not in said and not said.add(record.getMessage()))
+    logger.handlers, logger.propagate = [handler], False
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -103,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="print what was made as JSON")
     p.set_defaults(run=_generate)
 
-    p = commands.add_parser("inspect", help="say what a weights file is")
+    p = commands.add_parser("inspect", help="say what a weights file or a folder of them is")
     p.add_argument("file")
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_inspect)
@@ -113,9 +127,15 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_verify)
 
-    p = commands.add_parser("convert", help="one flat safetensors file from a folder or another dtype")
-    p.add_argument("source", help="folder of shards, one file, or a vocoder's folder")
-    p.add_argument("target", help="the .safetensors file to write")
+    p = commands.add_parser(
+        "convert",
+        help="one safetensors file from any part, or ComfyUI's folders from the release",
+        description="Writes one part (model, VAE, text encoder or vocoder, in any form) as one safetensors "
+        "file; with --comfyui all four of the release's folder, where ComfyUI's loaders look.",
+    )
+    p.add_argument("source", help="the release's folder, or a part: folder, shards, one file")
+    p.add_argument("target", nargs="?", help="the .safetensors file to write")
+    p.add_argument("--comfyui", metavar="MODELS", help="ComfyUI's models folder, in place of a target")
     p.add_argument("--dtype", choices=("fp32", "bf16", "fp16", "fp8"), help="default: as in the source")
     p.set_defaults(run=_convert)
 
@@ -135,10 +155,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_weights(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--model", help="UniAVGen: folder of shards or one safetensors file")
-    p.add_argument("--vae", help="Wan2.2 VAE: diffusers folder or one safetensors file")
-    p.add_argument("--text-encoder", help="umT5-xxl: transformers folder with its tokenizer")
-    p.add_argument("--vocoder", help="BigVGAN of Qwen2.5-Omni: folder or one safetensors file")
+    p.add_argument(
+        "--model", help="UniAVGen: the release's folder, which gives all parts, or one safetensors file"
+    )
+    p.add_argument("--vae", help="Wan2.2 VAE: Wan2.2_VAE.pth, wan2.2_vae.safetensors or a diffusers folder")
+    p.add_argument(
+        "--text-encoder", help="umT5-xxl: the release's .pth, ComfyUI's .safetensors or a transformers folder"
+    )
+    p.add_argument(
+        "--vocoder", help="BigVGAN of Qwen2.5-Omni: its folder, one file or the shards with token2wav"
+    )
     p.add_argument("--device", help="cuda, cpu, ...; default: the first GPU if there is one")
     p.add_argument("--dtype", choices=DTYPES, help="of the model; default: as in its file")
 
@@ -226,17 +252,20 @@ def _guidance(options: argparse.Namespace, default: Guidance) -> Guidance:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .weights.checkpoint import inspect
+    from .weights.inspect import inspect
 
     values = inspect(options.file)
     if options.json:
         _print_json(values)
         return 0
-    config = values.pop("config")
-    values["memory"] = {name: f"{size / 1e9:.1f} GB" for name, size in values["memory"].items()}
-    for name, value in values.items():
-        print(f"{name:12} {value if not isinstance(value, dict) else _row(value)}")
-    print(f"{'config':12} {_row(config)}")
+    parts = values.pop("parts", {})
+    for i, part in enumerate((values, *parts.values())):
+        if i:
+            print()
+        if "memory" in part:
+            part["memory"] = {name: f"{size / 1e9:.1f} GB" for name, size in part["memory"].items()}
+        for name, value in part.items():
+            print(f"{name:12} {value if not isinstance(value, dict) else _row(value)}")
     return 0
 
 
@@ -289,16 +318,19 @@ def _cases(file: str) -> Iterator[tuple[str, float]]:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from .media.vocoder import convert_vocoder
-    from .weights.checkpoint import convert, identify
+    from .weights.convert import convert, convert_release
 
-    if identify(options.source).kind == "bigvgan":
-        if options.dtype == "fp8":
-            raise UserError("a vocoder is kept in fp32, bf16 or fp16; choose another --dtype")
-        convert_vocoder(options.source, options.target, _dtype(options.dtype or "fp32"))
-    else:
+    if (options.target is None) == (options.comfyui is None):
+        raise UserError("convert takes one of a target file and --comfyui MODELS; give one of them")
+    if options.comfyui is None:
         convert(options.source, options.target, options.dtype)
-    print(options.target)
+        written, notes = [options.target], []
+    else:
+        written, notes = convert_release(options.source, options.comfyui, options.dtype)
+    for note in notes:
+        print(f"uniavgen: {note}", file=sys.stderr)
+    for path in written:
+        print(path)
     return 0
 
 

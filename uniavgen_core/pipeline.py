@@ -24,8 +24,9 @@ from .model.dit import DualBranchDiT
 from .model.inputs import TextConditioning
 from .sampling.guidance import Guidance
 from .sampling.sampler import Sample, Settings, sample, schedule
-from .weights.checkpoint import load_model, read_checkpoint
-from .weights.release import find_parts
+from .weights.checkpoint import load_model
+from .weights.identify import find_parts
+from .weights.inspect import check_parts
 
 MIN_FRAMES = 5
 
@@ -75,7 +76,7 @@ class Weights:
         """Everything that can be known about the files without loading them; the model's sizes.
 
         Raises:
-            UserError: the model's file is missing, damaged or another model; a part is missing.
+            UserError: a part is missing, damaged, incomplete or something else.
         """
         if self.embedded:
             return embedded.config()
@@ -85,15 +86,12 @@ class Weights:
             raise UserError(
                 f"some weights are given but not {names}; give all three, or none for the embedded model"
             )
-        for path in (self.vae, self.text_encoder, self.vocoder):
-            if path and not Path(path).exists():
-                raise UserError(f"{path}: no such file or folder; check the path")
-        return read_checkpoint(self.model).config()
+        return check_parts(self.model, self.vae, self.text_encoder, self.vocoder)
 
     def load_model(self) -> DualBranchDiT:
         if self.embedded:
             return embedded.load_model(self.device, self.dtype)
-        return load_model(self.model, self.device, self.dtype)
+        return load_model(self.model, self.device, self.dtype, keep_fp8=True)
 
     def load_vae(self) -> WanVAE:
         return embedded.load_vae(self.device) if self.embedded else load_vae(self.vae, self.device)

@@ -287,7 +287,7 @@ MODELS = [
     Bad(
         "a vocoder that is not there",
         {"vocoder.vocoder_name": "no.safetensors", "sound.vocoder": ["vocoder", 0]},
-        ("vocoder_name 'no.safetensors'", "download it from huggingface.co/Qwen/Qwen2.5-Omni-7B"),
+        ("vocoder_name 'no.safetensors'", "download it from huggingface.co/MCG-NJU/UniAVGen"),
         extra=VOCODER,
     ),
     Bad(

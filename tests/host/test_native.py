@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_files import BF16, FP32, SHARDS
 
-from uniavgen_core.weights.checkpoint import convert
+from uniavgen_core.weights.convert import convert
 
 SIZES = (1, 48, 3, 4, 6), (1, 80, 56)
 LORA_LAYERS = ("blocks.0.self_attn.q", "audio_blocks.1.ffn.0", "a2v_blocks.0.k")

@@ -34,7 +34,8 @@ from ..model.dit import DualBranchDiT
 from ..model.inputs import TextConditioning
 from ..sampling.guidance import Guidance
 from ..sampling.sampler import sample
-from ..weights.checkpoint import load_model, save_checkpoint
+from ..weights.checkpoint import load_model
+from ..weights.convert import save_checkpoint
 from . import cast_ops
 from .data import Batches, Latents, one_clip
 from .initialise import initialise
