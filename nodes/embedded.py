@@ -149,6 +149,14 @@ class EmbeddedModel(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenEmbeddedModel",
             display_name="UniAVGen Embedded Model",
+            search_aliases=[
+                "uniavgen",
+                "embedded model",
+                "no download",
+                "cpu model",
+                "test model",
+                "example model",
+            ],
             category=CATEGORY,
             description="A model with all its parts that needs no download and makes a clip on a CPU in less "
             f"than a minute: {embedded.NOTICE}. For real people use UniAVGen Load Model.",

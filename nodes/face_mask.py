@@ -25,6 +25,7 @@ class FaceMask(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenFaceMask",
             display_name="UniAVGen Face Mask",
+            search_aliases=["face attention", "mouth mask", "where is the face", "attention map"],
             category=CATEGORY,
             description="What the model takes for the face, frame by frame: one pass over a sampled latent. "
             "If the mask misses the mouth, lips and voice cannot agree.",

@@ -340,6 +340,7 @@ class Guider(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenGuider",
             display_name="UniAVGen MA-CFG Guider",
+            search_aliases=["ma-cfg", "modality cfg", "dual cfg", "guidance"],
             category=CATEGORY,
             description="Modality-aware guidance for Sampler Custom Advanced: one null pass serves sound and "
             "picture, each with its own scale.",
@@ -360,6 +361,7 @@ class Scheduler(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenScheduler",
             display_name="UniAVGen Scheduler",
+            search_aliases=["sigmas", "steps", "shift", "flow schedule"],
             category=CATEGORY,
             description="The schedule the model was tuned with: evenly spaced times, shifted.",
             inputs=[
@@ -383,6 +385,7 @@ class Sampler(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenSampler",
             display_name="UniAVGen Sampler",
+            search_aliases=["ksampler", "generate", "sample video and audio", "lip sync"],
             category=CATEGORY,
             description="Guider, schedule and Euler steps on one node. Turning a slider and queueing again "
             "repeats only this and what follows; the encoders stay cached.",
@@ -406,6 +409,7 @@ class GuidanceGrid(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenGuidanceGrid",
             display_name="UniAVGen Guidance Grid",
+            search_aliases=["xy plot", "compare cfg", "grid"],
             category=CATEGORY,
             description="The sampler for every pair of s_v and s_a, all from one seed: a list of latents "
             "with labels, for Split, VAE Decode and UniAVGen Compare. Takes as many runs as there are pairs.",

@@ -189,10 +189,17 @@ class LoadModel(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenLoadModel",
             display_name="UniAVGen Load Model",
+            search_aliases=[
+                "uniavgen",
+                "load checkpoint",
+                "load diffusion model",
+                "audio video",
+                "talking",
+                "lip sync",
+            ],
             category=CATEGORY,
             description="Loads UniAVGen from diffusion_models: the release's folder as it was downloaded, or "
             "one safetensors file. The speech encoder is part of the same file.",
-            search_aliases=["audio video", "talking", "lip sync"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -238,6 +245,7 @@ class LoadVocoder(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenLoadVocoder",
             display_name="UniAVGen Load Vocoder",
+            search_aliases=["bigvgan", "griffin-lim", "audio decoder", "load audio vae"],
             category=CATEGORY,
             description="Loads the vocoder that turns the audio latent into sound: Qwen2.5-Omni's BigVGAN.",
             inputs=[
