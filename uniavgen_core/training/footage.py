@@ -201,7 +201,8 @@ def face_finder() -> FindFace:
             f'OpenCV {cv2.__version__} ships no face detector; give "faces" boxes in the list, '
             'or run `pip install "opencv-python-headless<5"`'
         )
-    cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
+    folder = Path(cv2.__file__).parent / "data"
+    cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
 
     def find(picture: np.ndarray) -> tuple[float, float, float, float] | None:
         grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
