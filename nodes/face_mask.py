@@ -99,7 +99,7 @@ class FaceMask(io.ComfyNode):
             frames = pictures_uint8(images, "images").float() / 255
         if frames.shape[:3] != mask.shape:
             raise UserError(
-                f"images are {list(images.shape)}, the mask is {list(mask.shape)}; give the frames "
+                f"images are {list(frames.shape)}, the mask is {list(mask.shape)}; give the frames "
                 "decoded from the same latent"
             )
         colour = torch.tensor(FACE_COLOUR)

@@ -87,12 +87,13 @@ class MACFGGuider(comfy.samplers.CFGGuider):
         model_options = model_options | {"transformer_options": options}
         # CFG Override puts another number into self.cfg
         scales = (self.guidance.s_v, self.guidance.s_a) if self.cfg is self._cfg else (self.cfg, self.cfg)
-        conds = [self._run("positive", face_masks=self.face_masks), None]
+        positive, negative = self._run("positive", face_masks=self.face_masks), None
         if scales != (1.0, 1.0) or model_options.get("disable_cfg1_optimization", False):
             interacts = self._null_interacts(timestep, options["sample_sigmas"])
-            conds[1] = self._run(
+            negative = self._run(
                 "negative", active=ActiveParts(interacts, interacts, self.guidance.skip_layers)
             )
+        conds = [positive, negative]
         if "sampler_calc_cond_batch_function" in model_options:
             args = {"conds": conds, "input": x, "sigma": timestep, "model": self.inner_model}
             passes = model_options["sampler_calc_cond_batch_function"](
@@ -105,7 +106,8 @@ class MACFGGuider(comfy.samplers.CFGGuider):
             x,
             timestep,
             model_options,
-            *conds,
+            positive,
+            negative,
             scales,
             self.inner_model.latent_shapes,
             self.ignored,
@@ -151,7 +153,7 @@ class MACFGGuider(comfy.samplers.CFGGuider):
 
 def _check_masks(mask: Tensor | NestedTensor, streams: list[Tensor]) -> None:
     """The host resizes masks; these dimensions it can, lengths it must not."""
-    masks = mask.unbind() if mask.is_nested else [mask]
+    masks = list(mask.unbind()) if mask.is_nested else [mask]
     if len(masks) > 2 or masks[0].ndim < 2:
         found = ", ".join(str(list(x.shape)) for x in masks)
         raise UserError(

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import comfy.conds
 import comfy.latent_formats
@@ -62,7 +63,7 @@ class Pass:
 class HostDiT(DualBranchDiT):
     """`DualBranchDiT` with the call of the host's diffusion models; tensor names stay the checkpoint's."""
 
-    def __init__(self, config: Config, dtype=None, device=None, operations=None):
+    def __init__(self, config: Config, dtype: Any = None, device: Any = None, operations: Any = None):
         super().__init__(config, ops=operations, device=device, dtype=dtype)
         self._dtype = dtype
         # nodes leave what a latent has beyond this as it is; neither stream has more
