@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,8 @@ def flow_loss(velocity: Tensor, noise: Tensor, data: Tensor, known: Tensor, axis
     unknown = (~known).nonzero()[:, 0].to(data.device)
     if not len(unknown):
         return velocity.new_zeros(())
-    return F.mse_loss(*(x.index_select(axis, unknown) for x in (velocity, noise - data)))
+    predicted, target = (x.index_select(axis, unknown) for x in (velocity, noise - data))
+    return F.mse_loss(predicted, target)
 
 
 def token_mask(mask: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -178,8 +180,8 @@ class Objective(nn.Module):
     ):
         super().__init__()
         self.model, self.dtype = model, dtype
-        self.caption_model = caption and caption.model
-        self.tokenizer = caption and caption.tokenizer
+        self.caption_model: nn.Module | None = caption.model if caption else None
+        self.tokenizer: Any = caption.tokenizer if caption else None
 
     def forward(self, batch: Batch, lambda_m: float, lambda_g: float = 0.0) -> dict[str, Tensor]:
         """Scalars: "loss" (to be minimised) and its parts "video", "audio", "mask", "guide"."""
@@ -227,6 +229,8 @@ class Objective(nn.Module):
     def caption_states(self, batch: Batch) -> Tensor:
         """`[B, M, caption_dim]`, zero past the end of each caption."""
         if self.caption_model is None:
+            if batch.caption is None:
+                raise ValueError("the batch has no caption states and the objective no caption encoder")
             return batch.caption
         tokens = self.tokenizer(
             [clean(text) for text in batch.captions],

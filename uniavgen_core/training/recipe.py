@@ -6,13 +6,14 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..conditioning import MODES as TASKS
 from ..errors import UserError
 from ..model.config import Config
 from .objective import AUDIO_ALONE, MODES
 
-TASK_MIX = dict(zip(TASKS, (4.0, 1.0, 1.0, 2.0, 2.0)))
+TASK_MIX: dict[str, float] = dict(zip(TASKS, (4.0, 1.0, 1.0, 2.0, 2.0)))
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,17 @@ class Recipe:
     def from_dict(cls, values: dict) -> Recipe:
         """Raises UserError for values that make no recipe."""
         try:
-            stages = tuple(
-                Stage(**{k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()})
-                for stage in values["stages"]
-            )
+            stages = tuple(map(_read_stage, values["stages"]))
             return cls(**{**values, "config": Config.from_dict(values["config"]), "stages": stages})
         except UserError:
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"this is no recipe: {error}; see `uniavgen train recipe`") from error
+
+
+def _read_stage(values: dict[str, Any]) -> Stage:
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Stage(**given)
 
 
 def read_recipe(path: str | Path) -> Recipe:
