@@ -120,6 +120,7 @@ def remux(source, target, options):
 
 JOINT = "generate --image {g}/photo.png"
 DUB = "generate --mode dubbing --video"
+EDIT = "generate --mode edit --video {g}/clip.mp4"
 CONTINUE = "generate --mode continuation --video"
 DRIVE = "generate --mode audio-driven --image {g}/photo.png --audio"
 VOICE = "generate --mode reference-voice --image {g}/photo.png --voice-text Hello --voice"
@@ -158,13 +159,17 @@ CASES = {
     "picture as sound": (DRIVE + " {g}/photo.png", "this is a text or a picture", "expected sound"),
     "folder as sound": (DRIVE + " {g}", "is a folder", "choose a file"),
     "video without sound": (DRIVE + " {g}/mute.mp4", "no sound in this file", "choose"),
-    "silence": (DRIVE + " {g}/silent.wav", "clip is silent", "use a clip in which someone speaks"),
+    "silence": (DRIVE + " {g}/silent.wav", "the audio is silent", "use a clip in which someone speaks"),
     "NaN": (DRIVE + " {g}/nan.wav", "not numbers", "export it again"),
     "infinity": (DRIVE + " {g}/inf.wav", "not numbers", "export it again"),
     "one sample": (DRIVE + " {g}/sample.wav", "lasts 0.000 s", "give a longer one"),
     "no sample": (DRIVE + " {g}/none.wav", "no samples|cannot be read", "choose|again"),
     "short sound": (DRIVE + " {g}/blip.wav", "lasts 0.200 s", "give a longer one"),
-    "silent voice": (VOICE + " {g}/silent.wav", "clip is silent", "use a clip in which someone speaks"),
+    "silent voice": (
+        VOICE + " {g}/silent.wav",
+        "reference voice is silent",
+        "use a clip in which someone speaks",
+    ),
     "short voice": (VOICE + " {g}/blip.wav", "voice lasts 0.200 s", "give a clip of 3 to 10 s"),
     "one sample of a voice": (VOICE + " {g}/sample.wav", "voice lasts 0.000 s", "give a clip of 3 to 10 s"),
     # video
@@ -178,7 +183,7 @@ CASES = {
     "one frame": (DUB + " {g}/single.mp4", "the video lasts 0.06", "give a longer one"),
     "mute video to continue": (
         CONTINUE + " {g}/mute.mp4",
-        "no sound to go on from",
+        "has no sound",
         "choose a video with sound",
     ),
     # lengths and sizes
@@ -190,13 +195,13 @@ CASES = {
     "frames many": (JOINT + " --frames many", "--frames: invalid int value", "see uniavgen generate --help"),
     "longer prefix than clip": (
         CONTINUE + " {g}/clip.mp4 --frames 9 --prefix-frames 13",
-        "13 of its .* frames",
-        "set --prefix-frames below",
+        "13 of the video's .* frames",
+        "keep fewer .--prefix-frames.",
     ),
     "longer prefix than video": (
         CONTINUE + " {g}/clip.mp4 --frames 81 --prefix-frames 41",
-        "41 of its .* frames",
-        "set --prefix-frames below",
+        "41 of the video's .* frames",
+        "keep fewer .--prefix-frames.",
     ),
     "prefix 8": (CONTINUE + " {g}/clip.mp4 --prefix-frames 8", "8 video frames", "use 4n . 1, such as 5"),
     "prefix 0": (CONTINUE + " {g}/clip.mp4 --prefix-frames 0", "0 video frames", "use 4n . 1"),
@@ -244,8 +249,8 @@ CASES = {
         "no use for --voice",
         "choose another mode",
     ),
-    "dubbing with a picture": (
-        DUB + " {g}/clip.mp4 --image {g}/photo.png",
+    "continuation with a picture": (
+        CONTINUE + " {g}/clip.mp4 --image {g}/photo.png",
         "no use for --image",
         "leave it out",
     ),
@@ -254,6 +259,31 @@ CASES = {
         "no use for --video",
         "leave it out",
     ),
+    "edit without a range": (EDIT + " --edit-start 1", "mode edit needs", "--edit-end"),
+    "edit without video": (
+        "generate --mode edit --edit-start 0.1 --edit-end 1",
+        "mode edit needs",
+        "--video",
+    ),
+    "edit of a mute video": (
+        "generate --mode edit --edit-start 0.1 --edit-end 1 --video {g}/mute.mp4",
+        "has no sound",
+        "choose a video with sound",
+    ),
+    "edit backwards": (EDIT + " --edit-start 1 --edit-end 0.5", "range 1 to 0.5 s", "start below its end"),
+    "edit behind the end": (EDIT + " --edit-start 9 --edit-end 10", "does not lie within", "give a start"),
+    "edit of nan": (EDIT + " --edit-start nan --edit-end 1", "range nan to 1 s", "give a start"),
+    "edit of lips": (
+        EDIT + " --edit-start 0 --edit-end 1 --edit lips",
+        "invalid choice: 'lips'",
+        "choose from",
+    ),
+    "edit of a part": (
+        EDIT + " --edit-start 0 --edit-end 1 --frames 9",
+        "keeps the whole video",
+        "leave --frames out",
+    ),
+    "range without edit": (JOINT + " --edit-start 1", "no use for --edit-start", "leave it out"),
     # sliders
     "steps 0": (JOINT + " --steps 0", "0 steps", "use at least 1"),
     "steps -1": (JOINT + " --steps -1", "-1 steps", "use at least 1"),
@@ -267,7 +297,7 @@ CASES = {
     "interval 2": (JOINT + " --interval 2", "interval is 2.0", "use 0 .* to 1"),
     "skip layer 99": (JOINT + " --skip-layer 99", "skip layer 99 does not exist", "has layers 0"),
     "guidance": (JOINT + " --guidance strong", "invalid choice: 'strong'", "choose from"),
-    "seed -1": (JOINT + " --seed -1", "seed is -1", "use a whole number from 0"),
+    "seed -2": (JOINT + " --seed -2", "seed is -2", "use a whole number from 0"),
     "seed 2^63": (JOINT + f" --seed {2**63}", f"seed is {2**63}", "use a whole number from 0"),
     "device": (JOINT + " --device warp", "device 'warp' cannot be used", "try cpu"),
     "no data device": (JOINT + " --device meta", "device 'meta' cannot be used", "try cpu"),

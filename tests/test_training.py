@@ -22,6 +22,7 @@ from conftest import forward
 from safetensors.torch import load_file
 
 from uniavgen_core.cli import main
+from uniavgen_core.conditioning import masks
 from uniavgen_core.errors import UserError
 from uniavgen_core.media import files
 from uniavgen_core.model.config import Config
@@ -111,16 +112,10 @@ def trainable(make_model, variant: str = "paper", **sizes) -> Objective:
 def test_known_frames_carry_no_loss(mode, make_model, latents):
     objective = trainable(make_model)
     batch = batch_of(latents, mode)
-    n_v, n_a = {
-        "joint": (1, 0),
-        "reference-voice": (1, 0),
-        "continuation": batch.prefix,
-        "dubbing": (5, 0),
-        "audio-driven": (1, 106),
-    }[mode]
+    video, audio = masks(mode, 5, 106, batch.anew)
     losses = objective(batch, 0.1)
-    batch.video_noise[:, :, :n_v] += 5
-    batch.audio_noise[:, :n_a] += 5
+    batch.video_noise[:, :, video] += 5
+    batch.audio_noise[:, audio] += 5
     again = objective(batch, 0.1)
     assert torch.equal(losses["loss"], again["loss"])
     assert (losses["video"] == 0) == (mode == "dubbing")
@@ -197,7 +192,8 @@ def test_tasks_are_mixed_4_1_1_2_2_and_a_tenth_of_the_steps_is_the_null_pass(lat
     batches = Batches(latents, stage(steps=1500, batch=1), seed=0)
     drawn = [batches[step] for step in range(1500)]
     counts = Counter(batch.mode for batch in drawn)
-    for task, weight in zip(TASKS, (4, 1, 1, 2, 2)):
+    assert TASK_MIX.keys() == set(TASKS)  # a mode that is not trained says so
+    for task, weight in TASK_MIX.items():
         assert abs(counts[task] / 1500 - weight / 10) < 0.03
     null = [batch for batch in drawn if not batch.interaction]
     assert abs(len(null) / 1500 - 0.1) < 0.03

@@ -8,6 +8,7 @@ import re
 import textwrap
 from pathlib import Path
 
+import ftfy
 import torch
 
 from ..errors import UserError
@@ -69,6 +70,11 @@ class CaptionEncoder:
         hidden = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         return hidden.float().masked_fill(tokens.attention_mask[..., None] == 0, 0)
 
+    def to(self, device: str | torch.device) -> CaptionEncoder:
+        """Moves the encoder; captions are encoded there."""
+        self.model.to(device)
+        return self
+
     def save(self, folder: str | Path) -> None:
         """Write `text_encoder` and `tokenizer` folders that `load_caption_encoder` reads."""
         self.model.save_pretrained(Path(folder) / "text_encoder")
@@ -80,8 +86,14 @@ class CaptionEncoder:
 
 
 def clean(text: str) -> str:
-    """HTML entities resolved (twice, as in Wan's training), runs of white space made one space."""
-    return " ".join(html.unescape(html.unescape(text)).split())
+    """A caption as those of the training were (SPEC section 9): broken Unicode mended, curly quotes,
+    ligatures and full-width characters made plain (ftfy), HTML entities resolved twice, white space
+    collapsed.
+
+    ComfyUI's own CLIP Text Encode tokenises its text as it stands; only what goes through this encoder, on
+    the command line, in training and as the embedded model's CLIP, is cleaned.
+    """
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 def load_caption_encoder(

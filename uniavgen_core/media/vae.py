@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..errors import UserError
 from ..weights.files import TensorFiles, log
 from ..weights.fp8 import load_tensors
 from ..weights.identify import open_part
+from .hooks import called
 
 LATENT_CHANNELS = 48
 SPATIAL = 16
@@ -75,6 +77,12 @@ class WanVAE:
         self.mean = torch.tensor(model.config.latents_mean, device=model.device).view(shape)
         self.std = torch.tensor(model.config.latents_std, device=model.device).view(shape)
 
+    def to(self, device: str | torch.device) -> WanVAE:
+        """Moves the VAE; latents are made and taken there."""
+        self.model.to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
     @torch.no_grad()
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
         """`[B, 3, F, H, W]` in -1..1, F = 4n+1 -> float32 `[B, 48, n+1, H/16, W/16]`, the posterior's mode.
@@ -97,8 +105,12 @@ class WanVAE:
         return (latent.float() - self.mean) / self.std
 
     @torch.no_grad()
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+    def decode(
+        self, latent: torch.Tensor, on_frame: Callable[[int, int], None] | None = None
+    ) -> torch.Tensor:
         """`[B, 48, T, h, w]` -> float32 `[B, 3, 4(T-1)+1, 16h, 16w]` in -1..1.
+
+        `on_frame(done, T)` is called after each latent frame, which is how the decoder works.
 
         Raises:
             UserError: another shape.
@@ -106,7 +118,8 @@ class WanVAE:
         if latent.ndim != 5 or latent.shape[1] != LATENT_CHANNELS or not latent.numel():
             raise UserError(f"the latent is {list(latent.shape)}, expected [B, {LATENT_CHANNELS}, T, h, w]")
         raw = latent.to(self.model.device, torch.float32) * self.std + self.mean
-        return self.model.decode(raw.to(self.model.dtype)).sample.float().clamp(-1, 1)
+        with called(self.model.decoder, lambda done: on_frame and on_frame(done, latent.shape[2])):
+            return self.model.decode(raw.to(self.model.dtype)).sample.float().clamp(-1, 1)
 
 
 def load_vae(

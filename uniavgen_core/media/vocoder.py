@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ..errors import UserError
 from ..weights.files import CODES, TensorFiles, log, parse_json
 from ..weights.identify import open_part
 from ..weights.write import Entry, write_tensors
+from .hooks import called
 from .mel import HOP, LOG_FLOOR, MEL_BANDS, N_FFT, SAMPLE_RATE, mel_filters
 
 WANTED = "Qwen2.5-Omni's BigVGAN (80 mel bands, 240 samples a frame)"
@@ -27,6 +30,9 @@ GRIFFIN_LIM_MOMENTUM = 0.99
 INVERSE_MEL_STEPS = 30
 EDGE_FRAMES = 2
 LOUDEST_LOG_MEL = 5.0  # above what a waveform in -1..1 can reach
+
+OnPart = Callable[[int, int], None]
+"""Progress: parts done and their number."""
 
 
 class Vocoder(nn.Module):
@@ -45,10 +51,15 @@ class Vocoder(nn.Module):
         # the decibels that BigVGAN makes of the mel stay fp32 whatever the weights are
         bigvgan.conv_pre.register_forward_pre_hook(lambda conv, inputs: inputs[0].to(conv.weight.dtype))
 
-    def forward(self, log_mel: Tensor) -> Tensor:
+    def forward(self, log_mel: Tensor, on_part: OnPart | None = None) -> Tensor:
+        """`on_part(done, parts)` is called after each upsampling stage and at the end."""
         _check_mel(log_mel)
         device = self.bigvgan.conv_pre.weight.device
-        waveform = self.bigvgan(log_mel.to(device, torch.float32))  # squeezed and on the CPU
+        parts = [*(stage[0] for stage in self.bigvgan.ups), self.bigvgan.conv_post]
+        with ExitStack() as hooks:
+            for i, part in enumerate(parts if on_part else ()):
+                hooks.enter_context(called(part, lambda _, i=i: on_part(i + 1, len(parts))))
+            waveform = self.bigvgan(log_mel.to(device, torch.float32))  # squeezed and on the CPU
         return waveform.reshape(log_mel.shape[0], -1).to(device, torch.float32)
 
 
@@ -76,7 +87,8 @@ class GriffinLim(nn.Module):
             ) from error
         self.griffinlim = griffinlim
 
-    def forward(self, log_mel: Tensor) -> Tensor:
+    def forward(self, log_mel: Tensor, on_part: OnPart | None = None) -> Tensor:
+        """`on_part(1, 1)` is called at the end."""
         _check_mel(log_mel)
         mel = log_mel.float().clamp(math.log(LOG_FLOOR), LOUDEST_LOG_MEL).exp()
         # torchaudio centres frame i at sample 240 i, the mel's is centred at 240 i + 120
@@ -94,6 +106,8 @@ class GriffinLim(nn.Module):
             rand_init=False,
         )
         start = EDGE_FRAMES * HOP - HOP // 2
+        if on_part:
+            on_part(1, 1)
         return waveform[:, start : start + mel.shape[-1] * HOP].clamp(-1, 1)
 
 

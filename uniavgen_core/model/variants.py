@@ -23,8 +23,7 @@ class InteractionVariant:
     `residual`: the output projection takes `H + attention`, with the face mask applied after it; without,
     A2V projects `M * attention` and V2A the attention alone;
     `zero_init`: output projections start at zero, so that the branches begin independent of each other;
-    `reference_mel_clean`: reference mel tokens take time 0, not the time of the audio target;
-    `reference_voice_v2a`: V2A is on in the full pass of the task "reference-voice".
+    `reference_mel_clean`: reference mel tokens take time 0, not the time of the audio target.
     """
 
     align: Callable[[int, int, int], Alignment]
@@ -33,7 +32,6 @@ class InteractionVariant:
     residual: bool
     zero_init: bool
     reference_mel_clean: bool
-    reference_voice_v2a: bool
 
 
 VARIANTS: Mapping[Variant, InteractionVariant] = {
@@ -44,7 +42,6 @@ VARIANTS: Mapping[Variant, InteractionVariant] = {
         residual=False,
         zero_init=False,
         reference_mel_clean=False,
-        reference_voice_v2a=False,
     ),
     "paper": InteractionVariant(
         align=align_paper,
@@ -53,7 +50,6 @@ VARIANTS: Mapping[Variant, InteractionVariant] = {
         residual=True,
         zero_init=True,
         reference_mel_clean=True,
-        reference_voice_v2a=True,
     ),
 }
 

@@ -26,7 +26,6 @@ from .. import conditioning
 from ..atomic import replacing, write_text
 from ..errors import UserError
 from ..media.files import to_float
-from ..media.mel import HOP, fit_length, peak_normalise, reference_voice, sound_latent
 from ..media.speech import FILLER, null_symbol_ids, symbol_ids
 from ..media.vae import SPATIAL, TEMPORAL
 from .objective import AUDIO_ALONE, Batch, draw_time
@@ -89,12 +88,11 @@ def encode_clip(
 ) -> dict[str, Tensor]:
     """uint8 frames `[F, H, W, 3]`, sound `[n]` at 24 kHz, bool mask `[F, H, W]` -> latents of a `Sample`."""
     frames, face_mask = torch.as_tensor(frames), torch.as_tensor(face_mask)
-    samples = conditioning.mel_frames(len(frames)) * HOP
-    waveform = fit_length(waveform, samples)
+    mels = conditioning.mel_frames(len(frames))
     return {
         "video": encode(to_float(frames)[None])[0].cpu(),
-        "audio": sound_latent(waveform),
-        "audio_peak": sound_latent(peak_normalise(waveform)),
+        "audio": conditioning.audio_latent(waveform, mels),
+        "audio_peak": conditioning.audio_latent(waveform, mels, normalised=True),
         "mask": cell_mask(face_mask),
     }
 
@@ -103,11 +101,6 @@ def cell_mask(face_mask: Tensor) -> Tensor:
     """bool `[F, H, W]` -> `[T, H/16, W/16]`: the face share of each latent cell (4 frames; the first: 1)."""
     cells = F.avg_pool2d(face_mask.float()[:, None], SPATIAL)[:, 0]
     return torch.cat((cells[:1], cells[1:].unflatten(0, (-1, TEMPORAL)).mean(1)))
-
-
-def encode_voice(waveform: Tensor) -> Tensor:
-    """A reference voice `[n]` at 24 kHz -> `[Lr, 80]`: peak at 0.999146, 0.3 s of silence appended."""
-    return sound_latent(reference_voice(waveform))
 
 
 def prepare(
@@ -258,17 +251,17 @@ class Batches(torch.utils.data.Dataset):
         chances = torch.tensor(list(stage.tasks.values()), dtype=torch.float64)
         mode = list(stage.tasks)[int(torch.multinomial(chances, 1, generator=generator))]
         null = bool(torch.rand((), generator=generator) < stage.null_share)
-        n_v = int(torch.randint(1, max(2, first.shape[1]), (), generator=generator))
+        anew = conditioning.draw_span(mode, first.shape[1], self.latents[0].audio.shape[0], generator)
         rows = [self._row(step * stage.batch + row, mode, null) for row in self.rows]
         ids = [row.pop("ids") for row in rows]
         captions = [row.pop("caption") for row in rows]
         states = [row.pop("states") for row in rows]
         voices = [row.pop("voice") for row in rows]
-        with_voice = mode == "reference-voice"
+        with_voice = needs_voice(mode)
         return Batch(
             mode=mode,
             interaction=not null,
-            prefix=(n_v, conditioning.mel_frames(TEMPORAL * (n_v - 1) + 1)),
+            anew=anew,
             **{name: torch.stack([row[name] for row in rows]) for name in rows[0]},
             speech=torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=FILLER),
             speech_lengths=torch.tensor([len(x) for x in ids]),
@@ -285,12 +278,12 @@ class Batches(torch.utils.data.Dataset):
         generator = seeded(self.seed, self.stage.name, "sample", g)
         time = draw_time(generator, self.stage.logit_normal, self.stage.shift)
         dropped = null or bool(torch.rand((), generator=generator) < self.stage.text_drop)
-        said_before = item.voice_transcript if mode == "reference-voice" else ""
+        said_before = item.voice_transcript if needs_voice(mode) else ""
         if dropped:
             ids = null_symbol_ids(item.language, said_before)
         else:
             ids = symbol_ids(item.transcript, item.language, said_before)
-        audio = item.audio_peak if mode == "audio-driven" else item.audio
+        audio = _audio(item, mode)
         return {
             "video": item.video,
             "audio": audio,
@@ -307,17 +300,25 @@ class Batches(torch.utils.data.Dataset):
         }
 
 
+def needs_voice(mode: str) -> bool:
+    """Whether a mode, or the audio branch alone, is trained with a reference voice."""
+    return mode != AUDIO_ALONE and "voice" in conditioning.MODES[mode].needs
+
+
+def _audio(item: Sample, mode: str) -> Tensor:
+    return item.audio_peak if mode != AUDIO_ALONE and conditioning.MODES[mode].normalised else item.audio
+
+
 def one_clip(latents: Latents, index: int, mode: str) -> Batch:
     """A clip as a batch of one, clean: what sampling it again in a task starts from."""
     item = latents[index]
-    audio = item.audio_peak if mode == "audio-driven" else item.audio
-    with_voice = mode == "reference-voice"
+    audio = _audio(item, mode)
+    with_voice = needs_voice(mode)
     ids = symbol_ids(item.transcript, item.language, item.voice_transcript if with_voice else "")
-    n_v = (item.video.shape[1] + 1) // 2
     return Batch(
         mode=mode,
         interaction=True,
-        prefix=(n_v, conditioning.mel_frames(TEMPORAL * (n_v - 1) + 1)),
+        anew=conditioning.example_span(mode, item.video.shape[1], item.audio.shape[0]),
         video=item.video[None],
         audio=audio[None],
         mask=item.mask[None],

@@ -1,7 +1,7 @@
 """The training objective (SPEC section 8): flow matching on both branches and the face mask.
 
 `x_t = (1 - t) data + t noise`, the model's time is `1000 t`, its target the velocity `noise - data`.
-Known and reference tokens enter clean and carry no loss.
+Conditioned and reference tokens enter clean and carry no loss.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from ..media.caption import CaptionEncoder, clean
 from ..model.dit import DualBranchDiT
 from ..model.inputs import ActiveParts, Conditioned, References, TextConditioning
 from ..model.layers import Attention
+from ..sampling.guidance import speech_features
 from . import cast_ops
 
 AUDIO_ALONE = "audio"
 MODES = (AUDIO_ALONE, *conditioning.MODES)
-"""What a step can train: the audio branch alone (stage 1), or one of the five tasks."""
+"""What a step can train: the audio branch alone (stage 1), or one of the modes."""
 
 
 @dataclass
@@ -35,12 +36,13 @@ class Batch:
     latent cell that is face; `time` `[B]` in 0..1; `speech` `[B, N]` symbol ids, padded, with
     `speech_lengths` `[B]`; `caption` `[B, M, dim]` states, or None where `captions` are encoded by the
     objective; `voice` `[B, Lr, bands]` with `voice_lengths` `[B]` in the task "reference-voice";
-    `prefix`: known latent frames and mel frames of a continuation; `interaction`: off in a null pass.
+    `anew`: the latent frames and mel frames that continuation and edit generate; `interaction`: off in a null
+    pass.
     """
 
     mode: str
     interaction: bool
-    prefix: tuple[int, int]
+    anew: conditioning.Anew
     video: Tensor
     audio: Tensor
     mask: Tensor
@@ -109,24 +111,21 @@ def mask_loss(predicted: dict[int, Tensor], target: Tensor) -> Tensor:
 
 
 def conditions(batch: Batch, variant: str, patch: tuple[int, int]) -> conditioning.Task:
-    """What is known in this batch (SPEC section 6)."""
-    video, audio = batch.video, batch.audio
-    image, frames, mels = video[:, :, :1], video.shape[2], audio.shape[1]
-    bands = audio.shape[2]
-    if batch.mode == AUDIO_ALONE:  # one known token stands for the picture, and nothing looks at it
-        nothing = video.new_zeros(*video.shape[:2], 1, *patch)
-        return conditioning.dubbing(nothing, mels, bands=bands)
-    if batch.mode == "joint":
-        return conditioning.joint(image, frames, mels, bands)
-    if batch.mode == "reference-voice":
-        task = conditioning.reference_voice(image, batch.voice, frames, mels, variant)
-        return dataclasses.replace(task, reference_mel_lengths=batch.voice_lengths)
-    if batch.mode == "continuation":
-        n_v, n_a = batch.prefix
-        return conditioning.continuation(video[:, :, :n_v], audio[:, :n_a], frames, mels)
-    if batch.mode == "dubbing":
-        return conditioning.dubbing(video, mels, bands=bands)
-    return conditioning.audio_driven(image, audio, frames)
+    """What is conditioned in this batch (SPEC section 6)."""
+    mode, video, audio = batch.mode, batch.video, batch.audio
+    if mode == AUDIO_ALONE:  # one conditioned token stands for the video, and the interaction is off
+        mode, video = "dubbing", video.new_zeros(*video.shape[:2], 1, *patch)
+    return conditioning.condition(
+        mode,
+        video,
+        audio,
+        video.shape[2],
+        audio.shape[1],
+        anew=batch.anew,
+        variant=variant,
+        reference_mel=batch.voice,
+        reference_mel_lengths=batch.voice_lengths,
+    )
 
 
 class TextGuide:
@@ -149,7 +148,7 @@ class TextGuide:
         place = read * batch.speech_lengths[:, None]
         distance = torch.arange(self.symbols, device=place.device) - place[..., None]
         self.fault = 1 - torch.exp(-distance.square() / (2 * spread**2))  # [B, L, N]
-        texts = (batch.speech >= 0).any(1, keepdim=True)
+        texts = (batch.speech > 0).any(1, keepdim=True)  # a dropped text is a space and fillers
         self.spoken = self.spoken * texts
         self.fault = self.fault * self.spoken[..., None]
         self.faults: list[Tensor] = []
@@ -191,7 +190,7 @@ class Objective(nn.Module):
         clean_video = task.clean_video if alone else batch.video
         video_noise = torch.zeros_like(clean_video) if alone else batch.video_noise
         t = batch.time
-        video, audio = task.known(
+        video, audio = task.apply(
             torch.lerp(clean_video, video_noise, t.view(-1, 1, 1, 1, 1)),
             torch.lerp(batch.audio, batch.audio_noise, t.view(-1, 1, 1)),
         )
@@ -210,14 +209,14 @@ class Objective(nn.Module):
             1000 * t,
             text.to(self.dtype),
             references.to(self.dtype),
-            Conditioned(task.known_video, task.known_audio),
+            Conditioned(task.conditioned_video, task.conditioned_audio),
             ActiveParts(a2v=interaction, v2a=interaction and task.v2a),
             attention=attention,
             audio_attention=text_guide or attention,
         )
         parts = {
-            "video": flow_loss(velocity.video, video_noise, clean_video, task.known_video, 2),
-            "audio": flow_loss(velocity.audio, batch.audio_noise, batch.audio, task.known_audio, 1),
+            "video": flow_loss(velocity.video, video_noise, clean_video, task.conditioned_video, 2),
+            "audio": flow_loss(velocity.audio, batch.audio_noise, batch.audio, task.conditioned_audio, 1),
             "mask": mask_loss({} if alone else velocity.face_masks, token_mask(batch.mask, config.patch)),
         }
         loss = parts["video"] + parts["audio"] + lambda_m * parts["mask"]
@@ -245,13 +244,7 @@ class Objective(nn.Module):
 
     def speech_features(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """`[B, N, speech_dim]`; each text is encoded at its own length, as in inference."""
-        features = []
-        for length in lengths.unique().tolist():
-            rows = (lengths == length).nonzero()[:, 0]
-            encoded = self.model.text_embedding(ids[rows, :length])
-            features.append((rows, F.pad(encoded, (0, 0, 0, ids.shape[1] - length))))
-        order = torch.cat([rows for rows, _ in features]).argsort()
-        return torch.cat([encoded for _, encoded in features])[order]
+        return speech_features(self.model.text_embedding, ids, lengths)
 
 
 def recompute_blocks(model: DualBranchDiT) -> None:
