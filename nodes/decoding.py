@@ -1,4 +1,4 @@
-"""The joint latent taken apart; its audio made sound."""
+"""The joint latent taken apart; its audio decoded."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class VocoderDecode(io.ComfyNode):
             display_name="UniAVGen Vocoder Decode",
             search_aliases=["vocoder", "decode audio", "latent to audio", "mel to audio"],
             category=CATEGORY,
-            description="Makes sound of the audio latent: mono, 24 kHz.",
+            description="Decodes the audio latent to mono audio at 24 kHz.",
             inputs=[
                 VocoderSocket.Input("vocoder", tooltip="From UniAVGen Load Vocoder or the embedded model."),
                 io.Latent.Input("audio", tooltip="The audio output of UniAVGen Split."),

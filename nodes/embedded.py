@@ -170,7 +170,7 @@ class EmbeddedModel(io.ComfyNode):
                 io.Vae.Output(tooltip="In place of VAELoader, for UniAVGen Video Encode and VAE Decode."),
                 VocoderSocket.Output(display_name="vocoder", tooltip="For UniAVGen Vocoder Decode."),
                 io.Image.Output(
-                    display_name="picture", tooltip="A drawn person that the model has never seen, to try it."
+                    display_name="image", tooltip="A drawn person that the model has never seen, to try it."
                 ),
             ],
             hidden=[io.Hidden.unique_id],

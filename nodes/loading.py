@@ -247,7 +247,8 @@ class LoadVocoder(io.ComfyNode):
             display_name="UniAVGen Load Vocoder",
             search_aliases=["bigvgan", "griffin-lim", "audio decoder", "load audio vae"],
             category=CATEGORY,
-            description="Loads the vocoder that turns the audio latent into sound: Qwen2.5-Omni's BigVGAN.",
+            description="Loads the vocoder, which decodes the audio latent to a waveform: Qwen2.5-Omni's "
+            "BigVGAN.",
             inputs=[
                 io.Combo.Input(
                     "vocoder_name",
