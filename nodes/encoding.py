@@ -52,6 +52,7 @@ class VideoEncode(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenVideoEncode",
             display_name="UniAVGen Video Encode",
+            search_aliases=["vae encode", "encode image", "reference image", "image to latent"],
             category=CATEGORY,
             description="Encodes an image of the person, or the frames of a video to continue, dub or edit. "
             "Size, frame rate and length are made to fit, and the node says how.",
@@ -134,7 +135,8 @@ class MelEncode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UniAVGenMelEncode",
-            display_name="UniAVGen Mel Encode",
+            display_name="UniAVGen Audio Encode",
+            search_aliases=["mel encode", "encode audio", "encode voice", "spectrogram"],
             category=CATEGORY,
             description="Prepares audio: a reference voice, the audio of a video, or the speech that drives "
             "a face. Loudness and trailing silence are set by the task node, as each task needs it.",
@@ -167,6 +169,7 @@ class SpeechEncode(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenSpeechEncode",
             display_name="UniAVGen Speech Encode",
+            search_aliases=["text to speech", "tts", "words", "dialogue", "script", "transcript"],
             category=CATEGORY,
             description="Encodes the words to say. How the scene looks belongs into the caption instead.",
             inputs=[

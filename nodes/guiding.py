@@ -341,7 +341,7 @@ class Guider(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UniAVGenGuider",
-            display_name="UniAVGen MA-CFG Guider",
+            display_name="UniAVGen Guider",
             search_aliases=["ma-cfg", "modality cfg", "dual cfg", "guidance"],
             category=CATEGORY,
             description="Modality-aware guidance (MA-CFG) for Sampler Custom Advanced: one null pass serves "
@@ -392,7 +392,7 @@ class Sampler(io.ComfyNode):
             description="Guider, schedule and Euler steps on one node. Turning a slider and queueing again "
             "repeats only this and what follows; the encoders stay cached.",
             inputs=_run(_sliders(), "The same seed gives the same clip."),
-            outputs=[io.Latent.Output(display_name="latent", tooltip="For UniAVGen Split.")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For UniAVGen Split Video and Audio.")],
         )
 
     @classmethod

@@ -257,7 +257,7 @@ class LoadVocoder(io.ComfyNode):
                     "or models/vae, or a file in models/vae. Griffin-Lim needs no file; it sounds metallic.",
                 )
             ],
-            outputs=[VocoderSocket.Output(display_name="vocoder", tooltip="For UniAVGen Vocoder Decode.")],
+            outputs=[VocoderSocket.Output(display_name="vocoder", tooltip="For UniAVGen Audio Decode.")],
         )
 
     @classmethod

@@ -26,7 +26,7 @@ class Mux(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UniAVGenMux",
-            display_name="UniAVGen Mux",
+            display_name="UniAVGen Join Video and Audio",
             search_aliases=["mux", "create video", "add audio to video", "combine video and audio"],
             category=CATEGORY,
             description="Joins frames and audio to a video of equal lengths: the audio is cut or filled "
@@ -35,7 +35,7 @@ class Mux(io.ComfyNode):
             "them.",
             inputs=[
                 io.Image.Input("images", tooltip="From VAE Decode. An odd side loses one pixel for H.264."),
-                io.Audio.Input("audio", tooltip="From UniAVGen Vocoder Decode."),
+                io.Audio.Input("audio", tooltip="From UniAVGen Audio Decode."),
                 io.Float.Input(
                     "fps",
                     default=float(FPS),

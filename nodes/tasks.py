@@ -143,10 +143,21 @@ def _voice(optional: bool) -> io.Input:
 LENGTH = "Length in frames at 16 fps, 4n + 1; 81 is 5 s. Time grows a little faster than the length."
 
 
+ALIASES = {
+    "UniAVGenJoint": ["joint", "image to video", "talking head", "avatar", "lip sync"],
+    "UniAVGenReferenceVoice": ["voice clone", "voice cloning", "tts voice", "speaker"],
+    "UniAVGenContinuation": ["extend video", "video extension", "longer", "continue"],
+    "UniAVGenDubbing": ["dub", "video to audio", "voice over", "foley"],
+    "UniAVGenAudioDriven": ["audio driven", "speech to video", "s2v", "audio to video", "talking head"],
+    "UniAVGenEdit": ["edit", "inpaint video", "replace words", "redo", "retake"],
+}
+
+
 def _schema(node_id: str, name: str, description: str, inputs: list) -> io.Schema:
     return io.Schema(
         node_id=node_id,
         display_name=name,
+        search_aliases=ALIASES[node_id],
         category=f"{CATEGORY}/tasks",
         description=description,
         inputs=[*_texts(), *inputs],

@@ -300,18 +300,18 @@ def inside(mode: str, embedded: bool, first: int = 101) -> Subgraph:
     return g
 
 
-def sources(g: Graph, mode: str, embedded: bool) -> dict[str, Link]:
-    """Nodes with the artist's files, below the note."""
+def sources(g: Graph, mode: str, embedded: bool, picture: int = PICTURE) -> dict[str, Link]:
+    """Nodes with the artist's files; `picture` is the height of their preview."""
     if embedded:
-        puppet = g.add("UniAVGenPuppet", extra=PICTURE, puppet="woman")
+        puppet = g.add("UniAVGenPuppet", extra=picture, puppet="woman")
         slots = {"image": 0, "video": 1, "speech": 2}
         if mode == "reference_voice":
-            other = g.add("UniAVGenPuppet", "Puppet: the voice", extra=PICTURE, puppet=OTHER)
+            other = g.add("UniAVGenPuppet", "Puppet: the voice", extra=picture, puppet=OTHER)
             return {"image": (puppet, 0), "voice": (other, 2)}
         return {name: (puppet, slot) for name, slot in slots.items()}
     if mode in ("continuation", "dubbing", "edit"):
-        return {"video": (g.add("LoadVideo", "Video", extra=PICTURE, file="clip.mp4"), 0)}
-    links = {"image": (g.add("LoadImage", "Picture of the person", extra=PICTURE, image="example.png"), 0)}
+        return {"video": (g.add("LoadVideo", "Video", extra=picture, file="clip.mp4"), 0)}
+    links = {"image": (g.add("LoadImage", "Picture of the person", extra=picture, image="example.png"), 0)}
     if mode == "reference_voice":
         links["voice"] = (g.add("LoadAudio", "Voice", extra=40, audio="voice.wav"), 0)
     if mode == "audio_driven":
@@ -360,7 +360,7 @@ def all_stages(embedded: bool) -> Graph:
     name = "embedded_advanced" if embedded else "advanced"
     g.place(0)
     p = loaders(g, embedded)
-    links = sources(g, "joint", embedded)
+    links = sources(g, "joint", embedded, PICTURE if embedded else 110)
     image = links["image"]
     g.box("1  Model and image", "load", 0)
     g.place(400)

@@ -190,8 +190,18 @@ LATENTS = [
     socket("split.latent", "video latent", "latent is [1, 48, 2, 4, 6]", "UniAVGen Sampler"),
     socket("split.latent", "LTX latent", "latent is [1, 128, 2, 4, 6]", "UniAVGen Sampler"),
     link("split.latent", ["wrong", 0], "latent is [1, 4, 8, 8]", "UniAVGen Sampler", extra=EMPTY_LATENT),
-    link("sound.audio", ["split", 0], "audio is [1, 48, 2, 4, 6]", "audio output of UniAVGen Split"),
-    link("sound.audio", ["sampler", 0], "audio is a joint latent", "audio output of UniAVGen Split"),
+    link(
+        "sound.audio",
+        ["split", 0],
+        "audio is [1, 48, 2, 4, 6]",
+        "audio output of UniAVGen Split Video and Audio",
+    ),
+    link(
+        "sound.audio",
+        ["sampler", 0],
+        "audio is a joint latent",
+        "audio output of UniAVGen Split Video and Audio",
+    ),
     Bad(
         "KSampler gets an LTX latent",
         {"sampler.latent_image": ["wrong", 0]},
