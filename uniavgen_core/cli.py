@@ -264,12 +264,15 @@ def _generate(options: argparse.Namespace) -> int:
             bar.reset(parts)
         bar.update()
 
+    def on_step(done: int, steps: int) -> None:
+        bar.update()
+
     with bar:
         result = generate(
             request,
             weights,
             on_stage=on_stage,
-            on_step=lambda done, steps: bar.update(),
+            on_step=on_step,
             on_decoded=on_decoded,
         )
     for note in result.notes:

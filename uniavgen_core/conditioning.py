@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import ceil, floor
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -391,16 +391,17 @@ def plan(
         )
     if row.audio in (ALL, OUTSIDE) and audio is None:
         raise UserError(f"mode {mode} needs audio; give a recording or a video with audio")
-    length = _clip_frames(row, frames, given_frames, audio, notes)
+    recording = cast(Tensor, audio)  # read in modes that condition audio alone
+    length = _clip_frames(row, frames, given_frames, recording, notes)
     mels, anew, latent = mel_frames(length), Anew(), None
     if row.anew == "rest":
         kept = _prefix(prefix_frames, length, given_frames, notes)
         anew = anew_between(latent_frames(kept), latent_frames(length), latent_frames(length), mels)
-        heard = min(anew.audio.start, audio.shape[-1] // HOP)
+        heard = min(anew.audio.start, recording.shape[-1] // HOP)
         if heard < anew.audio.start:
             if 2 * heard < anew.audio.start:
                 raise UserError(
-                    f"the audio lasts {audio.shape[-1] / SAMPLE_RATE:.2f} s but the video that is kept "
+                    f"the audio lasts {recording.shape[-1] / SAMPLE_RATE:.2f} s but the video that is kept "
                     f"{kept / FPS:.2f} s; give the audio of the same clip"
                 )
             missing = (anew.audio.start - heard) / MELS_PER_SECOND
@@ -408,13 +409,13 @@ def plan(
                 f"the audio ends {missing:.2f} s before the video that is kept; the rest is generated"
             )
             anew = Anew(anew.video, Span(heard, mels))
-        latent = audio_latent(audio, heard)
+        latent = audio_latent(recording, heard)
     elif row.anew == "range":
         anew = _range(edit, latent_frames(length), mels, notes)
     if row.audio == ALL:
-        check_audible(audio, "the audio")
+        check_audible(recording, "the audio")
     if latent is None and row.audio != NOTHING:
-        latent = audio_latent(audio, mels, row.normalised)
+        latent = audio_latent(recording, mels, row.normalised)
     if voice is not None:
         check_audible(voice, "the reference voice")
         check_voice_length(voice, "the reference voice")
@@ -422,7 +423,7 @@ def plan(
     return Plan(mode, length, anew, None if latent is None else latent[None], voice, notes)
 
 
-def _clip_frames(row: Mode, frames: int | None, given: int, audio: Tensor | None, notes: list[str]) -> int:
+def _clip_frames(row: Mode, frames: int | None, given: int, audio: Tensor, notes: list[str]) -> int:
     if row.length == "frames":
         if frames is None:
             raise UserError(f"mode {row.name} needs the number of frames; give 4n + 1, such as 81")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ..errors import UserError
 
@@ -141,7 +141,8 @@ def _chinese_tools() -> tuple[Callable[[str], Iterable[str]], Callable[[str], li
     jieba.setLogLevel(logging.CRITICAL)
 
     def pinyin(word: str) -> list[str]:
-        # errors=list: a run of characters without pinyin stays one entry per character
-        return lazy_pinyin(word, style=Style.TONE3, tone_sandhi=True, errors=list)
+        # a run of characters without pinyin stays one entry per character
+        errors: Any = list
+        return lazy_pinyin(word, style=Style.TONE3, tone_sandhi=True, errors=errors)
 
     return jieba.Tokenizer().cut, pinyin

@@ -314,6 +314,7 @@ def one_clip(latents: Latents, index: int, mode: str) -> Batch:
     item = latents[index]
     audio = _audio(item, mode)
     with_voice = needs_voice(mode)
+    voice = item.voice if with_voice else None
     ids = symbol_ids(item.transcript, item.language, item.voice_transcript if with_voice else "")
     return Batch(
         mode=mode,
@@ -329,6 +330,6 @@ def one_clip(latents: Latents, index: int, mode: str) -> Batch:
         speech_lengths=torch.tensor([len(ids)]),
         captions=[item.caption],
         caption=None if item.caption_states is None else item.caption_states[None],
-        voice=item.voice[None] if with_voice else None,
-        voice_lengths=torch.tensor([len(item.voice)]) if with_voice else None,
+        voice=None if voice is None else voice[None],
+        voice_lengths=None if voice is None else torch.tensor([len(voice)]),
     )
