@@ -1,4 +1,4 @@
-"""Where the model sees the face (SPEC sections 4 and 5)."""
+"""Where the model sees the face (docs/model.md sections 4 and 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MA-CFG as a GUIDER, its schedule as SIGMAS, and both with Euler on one node (SPEC section 7)."""
+"""MA-CFG as a GUIDER, its schedule as SIGMAS, and both with Euler on one node (docs/model.md section 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From inputs to a `Task`: the one path of command line, nodes, training and evaluation (SPEC section 6).
+"""Inputs to a `Task`: the one path of command line, nodes, training and evaluation (docs/model.md section 6).
 
 A mode (`modes.MODES`) says which parts of a clip are conditioned. `plan` turns lengths and recordings into
 masks, mels and notes before anything is encoded; `Plan.task` adds the video latent. `condition` is the last
@@ -167,7 +167,7 @@ def frame_mask(latents: Tensor) -> Tensor:
 def audio_latent(waveform: Tensor, mels: int, normalised: bool = False) -> Tensor:
     """Audio `[..., n]` at 24 kHz as so many mel frames of a clip: `[..., mels, 80]`.
 
-    It is cut, or filled with silence, first; then, in audio-driven, its peak is set (SPEC section 6).
+    It is cut or filled with silence first; then, in audio-driven, its peak is set (docs/model.md section 6).
     """
     waveform = fit_length(waveform, mels * HOP)
     return sound_latent(peak_normalise(waveform) if normalised else waveform)

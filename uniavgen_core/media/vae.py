@@ -1,4 +1,4 @@
-"""The Wan2.2 VAE: video frames to normalised latents and back (SPEC section 1), through diffusers."""
+"""The Wan2.2 VAE: frames to normalised latents and back (docs/model.md section 1), through diffusers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the log-mel back to sound (SPEC section 9, "Vocoder").
+"""From the log-mel back to sound (docs/model.md section 9, "Vocoder").
 
 Qwen2.5-Omni's BigVGAN where its weights are at hand, Griffin-Lim where they are not. Both take
 log_mel [B, 80, L] (natural log, not normalised) and give [B, 240 L] samples at 24 kHz, fp32, -1..1.

@@ -1,4 +1,4 @@
-"""Sizes of the model (SPEC sections 1 and 2)."""
+"""Sizes of the model (docs/model.md sections 1 and 2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Variant = Literal["released", "paper"]
 class Config:
     """Every number that decides the shape of `DualBranchDiT`; defaults are the released 7.1 B model.
 
-    `variant` chooses the cross-modal interaction: "released" (SPEC section 4) or "paper"
+    `variant` chooses the cross-modal interaction: "released" (docs/model.md section 4) or "paper"
     (section 5), see `variants`. `window` is the paper's w: latent frames of audio context on either side.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Clips as latents on disk, and the batches of a training run (SPEC sections 1, 6 and 8).
+"""Clips as latents on disk, and the batches of a training run (docs/model.md sections 1, 6 and 8).
 
 A folder of latents holds `latents.json` and safetensors shards of 64 clips, written once, each atomically,
 and memory-mapped in training. Everything random about sample number g of a run follows from (seed, g), and

@@ -131,7 +131,7 @@ def ceiling(pipeline: Pipeline, example: Example) -> GeneratedClip:
 
 
 def _batch(examples: list[Example], mode: str, seed: int) -> Batch:
-    """The examples as a training batch: what the tasks of SPEC section 6 are cut from."""
+    """The examples as a training batch: what the tasks of docs/model.md section 6 are cut from."""
     with_voice = "voice" in conditioning.MODES[mode].needs
     audio = "audio_peak" if conditioning.MODES[mode].normalised else "audio"
     clean = {
