@@ -40,12 +40,12 @@ def symbol_ids(text: str, language: str = "en", reference_text: str = "") -> lis
 
 
 def null_symbol_ids(language: str = "en", reference_text: str = "") -> list[int]:
-    """Ids of the null speech text: ten times -1, or the reference's transcript plus a space.
+    """Ids of the null speech text: a space and nine times -1, or the reference's transcript plus a space.
 
     Raises:
         UserError: as `symbol_ids`, for the transcript.
     """
-    return _padded(_reference_ids(language, reference_text))
+    return _padded(_reference_ids(language, reference_text) or [load_vocabulary()[" "]])
 
 
 def unknown_symbols(text: str, language: str = "en") -> list[str]:
