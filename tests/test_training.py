@@ -267,7 +267,7 @@ def test_the_guide_draws_looks_at_the_text_and_spares_dropped_texts(make_model, 
     assert torch.isclose(guided["loss"], plain["loss"] + 0.3 * guided["guide"])
     guided["guide"].backward()
     assert objective.model.audio_blocks[0].cross_attn.q.weight.grad.abs().sum() > 0
-    batch.speech[:] = -1
+    batch.speech[:] = torch.tensor([0] + [-1] * (batch.speech.shape[1] - 1))
     assert objective(batch, 0.0, 0.3)["guide"] == 0
 
 

@@ -146,7 +146,7 @@ class TextGuide:
         place = read * batch.speech_lengths[:, None]
         distance = torch.arange(self.symbols, device=place.device) - place[..., None]
         self.fault = 1 - torch.exp(-distance.square() / (2 * spread**2))  # [B, L, N]
-        texts = (batch.speech >= 0).any(1, keepdim=True)
+        texts = (batch.speech > 0).any(1, keepdim=True)  # a dropped text is a space and fillers
         self.spoken = self.spoken * texts
         self.fault = self.fault * self.spoken[..., None]
         self.faults: list[Tensor] = []
