@@ -122,6 +122,7 @@ def test_known_frames_carry_no_loss(mode, make_model, latents):
         "continuation": batch.prefix,
         "dubbing": (5, 0),
         "audio-driven": (1, 106),
+        "edit": (batch.span[0][0], batch.span[1][0]),
     }[mode]
     losses = objective(batch, 0.1)
     batch.video_noise[:, :, :n_v] += 5

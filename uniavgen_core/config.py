@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-Variant = Literal["released", "paper"]
+Variant = Literal["released", "paper", "aligned"]
 
 
 @dataclass(frozen=True)
 class Config:
     """Every number that decides the shape of `DualBranchDiT`; defaults are the released 7.1 B model.
 
-    `variant` chooses the cross-modal interaction: "released" (SPEC section 4) or "paper"
-    (section 5). `window` is the paper's w: latent frames of audio context on either side.
+    `variant` chooses the cross-modal interaction: "released" (SPEC section 4), "paper" (section 5) or
+    "aligned", our own: the paper's with both directions aligned in true time and a learned phase (see
+    `interaction.alignment`). `window` is the paper's w: latent frames of audio context on either side.
 
     Raises:
         ValueError: sizes that cannot be split into heads, rotary pairs or layers.
@@ -41,8 +42,8 @@ class Config:
     eps: float = 1e-6
 
     def __post_init__(self):
-        if self.variant not in ("released", "paper"):
-            raise ValueError(f"variant is {self.variant!r}, expected 'released' or 'paper'")
+        if self.variant not in get_args(Variant):
+            raise ValueError(f"variant is {self.variant!r}, expected 'released', 'paper' or 'aligned'")
         for branch, dim, heads in (
             ("video", self.video_dim, self.video_heads),
             ("audio", self.audio_dim, self.audio_heads),

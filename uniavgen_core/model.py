@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -49,6 +50,11 @@ class Cache(dict):
         return self[key]
 
 
+def _gradient(wanted: bool) -> AbstractContextManager:
+    """A branch known whole carries no loss and is kept out of the gradient: nothing is stored for it."""
+    return nullcontext() if wanted else torch.no_grad()
+
+
 @dataclass
 class _Branch:
     """One branch during one forward."""
@@ -74,7 +80,9 @@ class _Branch:
 
     @uncompiled
     def run(self, layer: int) -> None:
-        if not self.replayed:
+        if self.replayed:
+            return
+        with _gradient(self.record is None):
             self.tokens = self.blocks[layer](
                 self.tokens,
                 self.time,
@@ -97,6 +105,7 @@ class _Exchange(NamedTuple):
     mel_count: int  # L
     window: Tensor  # [T', W]
     groups: MelGroups | None
+    phase: Tensor | None  # of those mel frames [n]
     rotary: rope.Rotary  # (row, column) of a frame's tokens
     window_rotary: rope.Rotary
 
@@ -120,6 +129,7 @@ def _exchange(
         mel_count=len(known_audio),
         window=window.to(device),
         groups=groups and groups.to(device),
+        phase=None if alignment.phase is None else alignment.phase[mels].to(device),
         rotary=rope.grid(1, height, width, config.head_dim).to(device),
         window_rotary=rope.window(window.shape[1], config.head_dim).to(device),
     )
@@ -176,7 +186,7 @@ class DualBranchDiT(nn.Module):
         self.v2a_blocks = nn.ModuleList(V2A(c, ops, **factory) for _ in c.interaction_layers)
         self.head = Head(d, outputs, c.eps, ops, **factory)
         self.head_audio = Head(a, c.audio_channels, c.eps, ops, **factory)
-        if c.variant == "paper" and ops is nn and self.audio_padding.device.type != "meta":
+        if c.variant != "released" and ops is nn and self.audio_padding.device.type != "meta":
             for layer in (*self.a2v_blocks, *self.v2a_blocks):
                 zero_output(layer)
 
@@ -224,6 +234,8 @@ class DualBranchDiT(nn.Module):
             cache: of this run and these texts, see `Cache`.
             attention, audio_attention: see `Attention`; the second serves the audio branch and A2V.
 
+        A branch that is known whole is read without a gradient: its blocks learn nothing from the other.
+
         Raises:
             ValueError: shapes that do not fit together.
         """
@@ -233,12 +245,14 @@ class DualBranchDiT(nn.Module):
         cache = Cache() if cache is None else cache
         known_video = _known("video", known_video, video.shape[2])
         known_audio = _known("audio", known_audio, audio.shape[1])
-        v = self._video_branch(
-            video, reference_image, time, caption, known_video, skip_layers, cache, attention
-        )
-        a = self._audio_branch(
-            audio, reference_mel, time, speech, known_audio, skip_layers, *lengths, cache, audio_attention
-        )
+        with _gradient(not known_video.all()):
+            v = self._video_branch(
+                video, reference_image, time, caption, known_video, skip_layers, cache, attention
+            )
+        with _gradient(not known_audio.all()):
+            a = self._audio_branch(
+                audio, reference_mel, time, speech, known_audio, skip_layers, *lengths, cache, audio_attention
+            )
         exchange = cache.once(
             ("exchange", a2v, v2a), lambda: _exchange(c, known_video, known_audio, video, a2v, v2a)
         )
@@ -254,14 +268,14 @@ class DualBranchDiT(nn.Module):
                 mask = self._interact(block, v, a, exchange, audio_attention, video.dtype)
                 if mask is not None:
                     face_masks[block] = mask
-            if c.variant == "paper":
+            if c.variant != "released":
                 v.run(i)
                 a.run(i)
-        return Velocity(
-            v.once("velocity", lambda: self._video_velocity(v, video)),
-            a.once("velocity", lambda: self._audio_velocity(a, audio)),
-            face_masks,
-        )
+        with _gradient(v.record is None):
+            video_velocity = v.once("velocity", lambda: self._video_velocity(v, video))
+        with _gradient(a.record is None):
+            audio_velocity = a.once("velocity", lambda: self._audio_velocity(a, audio))
+        return Velocity(video_velocity, audio_velocity, face_masks)
 
     @uncompiled
     def _video_branch(
@@ -326,8 +340,8 @@ class DualBranchDiT(nn.Module):
             tokens = torch.where(padding.unsqueeze(-1), self.audio_padding.to(tokens), tokens)
             mask = ~padding[:, None, None]
 
-        # The release gives the reference mel the time of the rest; the paper knows it to be clean.
-        reference_clean = c.variant == "paper" or bool(known.all())
+        # The release gives the reference mel the time of the rest; the others know it to be clean.
+        reference_clean = c.variant != "released" or bool(known.all())
         clean = torch.cat((torch.full((before,), reference_clean), known))
         if clean.all() or not clean.any():
             clean = clean[:1]  # one time for all tokens
@@ -388,7 +402,7 @@ class DualBranchDiT(nn.Module):
                 x.window_rotary,
             )
         if x.v2a:
-            update_audio = v2a(audio[:, x.mels], seen, x.groups)
+            update_audio = v2a(audio[:, x.mels], seen, x.groups, x.phase)
         if update_video is not None:
             v.tokens = video.index_add(1, x.frames + 1, update_video.float()).flatten(1, 2)
         if update_audio is not None:

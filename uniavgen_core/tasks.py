@@ -125,6 +125,26 @@ def audio_driven(reference_image: Tensor, mel: Tensor, frames: int) -> Task:
     return _task(reference_image, reference_image, frames, mel, mel.shape[1])
 
 
+def edit(
+    reference_image: Tensor,
+    video: Tensor,
+    mel: Tensor,
+    unknown_video: tuple[int, int],
+    unknown_mel: tuple[int, int],
+) -> Task:
+    """A span of a clip again: latent frames `unknown_video` and mel frames `unknown_mel` (first, end) are
+    generated, what stands before and after them is known. An empty span leaves that sequence whole.
+    """
+    spans = (("latent frames", video.shape[2], unknown_video), ("mel frames", mel.shape[1], unknown_mel))
+    for unit, length, (first, end) in spans:
+        if not 0 <= first <= end <= length:
+            raise UserError(f"{unit} {first} to {end} do not lie within the clip's {length}")
+    known_video, known_audio = (
+        ~((torch.arange(length) >= first) & (torch.arange(length) < end)) for _, length, (first, end) in spans
+    )
+    return Task(reference_image, video, known_video, mel, known_audio)
+
+
 def _no_mel(like: Tensor, bands: int) -> Tensor:
     return like.new_zeros(like.shape[0], 0, bands)
 

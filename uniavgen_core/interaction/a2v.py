@@ -15,12 +15,12 @@ class A2V(AttentionLayer):
     """The L audio tokens are projected once; the windows are gathered from the projections.
 
     Queries carry (row, column), keys their place in the window. Released: `o(M * attention)`;
-    paper: `M * o(H + attention)` with o starting at zero.
+    paper and aligned: `M * o(H + attention)` with o starting at zero.
     """
 
     def __init__(self, config: Config, ops=nn, **factory):
         super().__init__(config.video_dim, config.audio_dim, config.video_heads, config.eps, ops, **factory)
-        self.paper = config.variant == "paper"
+        self.paper = config.variant != "released"
         self.mask_head = face_mask(config.variant, config.video_dim, config.eps, ops, **factory)
 
     def forward(

@@ -1,8 +1,14 @@
 """Who looks at whom: plain index and weight tensors, from the two lengths alone (SPEC sections 4 and 5).
 
-Both variants come down to the same three tensors, so that one pair of attentions serves them:
+All variants come down to the same three tensors, so that one pair of attentions serves them:
 each latent video frame looks at a window of mel frames, each mel frame at a blend of two neighbouring
 latent video frames.
+
+The variant "aligned" is our own. Released and paper stretch one sequence over the other; here both stand
+at their true times: mel frame j lasts from j to j + 1 hundredths of a second, video frame f from f/16 to
+(f + 1)/16 s, latent frame 0 holds video frame 0, latent frame i >= 1 the four frames 4i-3 .. 4i. So a latent
+frame lasts 25 mel frames, 25i-19 .. 25i+5 by their centres, and the phase `(j + 19) mod 25` says where in it
+a mel frame stands (latent frame 0: the last 6 places).
 """
 
 from __future__ import annotations
@@ -16,6 +22,10 @@ from torch import Tensor
 
 from ..config import Config
 
+PHASES = 25
+"""Mel frames a latent frame lasts: 4 video frames at 16 fps, 100 mel frames a second."""
+_FIRST = 19  # latent frame i >= 1 begins with mel frame 25 i - 19
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -24,11 +34,13 @@ class Alignment:
     `window` int64 `[T, W]`: the mel frames latent frame i looks at (A2V).
     `frame` int64 `[L]`, `weight` float64 `[L, 2]`: mel frame j looks at
     `weight[j, 0] * latent[frame[j]] + weight[j, 1] * latent[frame[j] + 1]` (V2A).
+    `phase` int64 `[L]`: place of mel frame j within its latent frame, of `PHASES`; "aligned" alone has it.
     """
 
     window: Tensor
     frame: Tensor
     weight: Tensor
+    phase: Tensor | None = None
 
 
 def align(config: Config, frames: int, mels: int) -> Alignment:
@@ -41,7 +53,9 @@ def align(config: Config, frames: int, mels: int) -> Alignment:
         raise ValueError(
             f"cannot align {frames} latent frames with {mels} mel frames; both must be at least 1"
         )
-    return _released(frames, mels) if config.variant == "released" else _paper(frames, mels, config.window)
+    if config.variant == "released":
+        return _released(frames, mels)
+    return (_paper if config.variant == "paper" else _aligned)(frames, mels, config.window)
 
 
 @lru_cache(maxsize=16)
@@ -86,3 +100,21 @@ def _paper(frames: int, mels: int, reach: int) -> Alignment:
     frame = j // k
     alpha = torch.where(frame < frames - 1, (j % k).double() / k, 0.0)
     return Alignment(window.flatten(1).clamp(max=mels - 1), frame, torch.stack((1 - alpha, alpha), dim=-1))
+
+
+@lru_cache(maxsize=16)
+def _aligned(frames: int, mels: int, reach: int) -> Alignment:
+    latent, j = torch.arange(frames), torch.arange(mels)
+    first = PHASES * latent - _FIRST
+    window = first[:, None] + torch.arange(-reach * PHASES, (reach + 1) * PHASES)
+
+    # Centres in eighths of a mel frame, all whole: latent frame i at (4i - 1) / 16 s, the first at 1/32 s.
+    centre = torch.where(latent > 0, 200 * latent - 50, 25)
+    time = 8 * j + 4
+    frame = (torch.searchsorted(centre, time, right=True) - 1).clamp(min=0)
+    following = (frame + 1).clamp(max=frames - 1)
+    apart = (centre[following] - centre[frame]).clamp(min=1)
+    alpha = ((time - centre[frame]).double() / apart).clamp(0, 1)
+    alpha = torch.where(following > frame, alpha, 0.0)
+    weight = torch.stack((1 - alpha, alpha), dim=-1)
+    return Alignment(window.clamp(0, mels - 1), frame, weight, (j + _FIRST) % PHASES)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..config import Config
 from ..layers import AttentionLayer
 from ..rope import Rotary, rotate
+from .alignment import PHASES
 
 
 class VideoMemory(NamedTuple):
@@ -74,11 +75,18 @@ def group_mels(frame: Tensor, weight: Tensor, frames: int) -> MelGroups:
 
 
 class V2A(AttentionLayer):
-    """Released: `o(attention)`; paper: `o(H + attention)` with o starting at zero."""
+    """Released: `o(attention)`; paper: `o(H + attention)` with o starting at zero.
+
+    Aligned: as in the paper, with `H + phase` in the place of `H`, query included: a learned vector for each
+    place of a mel frame within its latent frame (4 video frames), zero at first. Without it all mel frames of
+    a latent frame would ask the same question of it.
+    """
 
     def __init__(self, config: Config, ops=nn, **factory):
         super().__init__(config.audio_dim, config.video_dim, config.audio_heads, config.eps, ops, **factory)
-        self.paper = config.variant == "paper"
+        self.paper = config.variant != "released"
+        if config.variant == "aligned":
+            self.phase = nn.Parameter(torch.zeros(PHASES, config.audio_dim, **factory))
         self.eps = config.eps
 
     def read(self, video: Tensor, rotary: Rotary) -> VideoMemory:
@@ -103,9 +111,16 @@ class V2A(AttentionLayer):
             bias_value=self.v(nothing).float()[0],
         )
 
-    def forward(self, audio: Tensor, video: VideoMemory, groups: MelGroups) -> Tensor:
-        """What is added to the changed mel frames, `[B, n, A]` float32 -> `[B, n, A]`."""
+    def forward(
+        self, audio: Tensor, video: VideoMemory, groups: MelGroups, phase: Tensor | None = None
+    ) -> Tensor:
+        """What is added to the changed mel frames, `[B, n, A]` float32 -> `[B, n, A]`.
+
+        `phase` int64 `[n]`: their places within their latent frames, in the variant "aligned".
+        """
         dtype = video.value.dtype
+        if phase is not None:
+            audio = audio + self.phase.to(audio)[phase]
         q = self.query(audio.to(dtype)).unflatten(-1, (self.heads, -1))[:, groups.row]  # [B, G, J, heads, d]
         q = q.float() * q.shape[-1] ** -0.5
         here, after = groups.frame, groups.following

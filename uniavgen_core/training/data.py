@@ -28,7 +28,7 @@ from ..errors import UserError
 from ..mel import HOP, fit_length, peak_normalise, reference_voice, sound_latent
 from ..speech import FILLER, null_symbol_ids, symbol_ids
 from ..vae import LATENT_CHANNELS, SPATIAL, TEMPORAL
-from .losses import AUDIO_ALONE, Batch, draw_time
+from .losses import AUDIO_ALONE, EDIT, Batch, draw_time
 from .recipe import Schedule, Stage
 from .theatre import Theatre
 
@@ -254,6 +254,20 @@ class Latents:
         return Sample(**tensors, **texts[place])
 
 
+def draw_span(generator: torch.Generator, frames: int, mels: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The unknown span of an edit: latent frames and the mel frames of the same time, first and end of each.
+
+    Anywhere in the clip and shorter than it; a quarter each leave the video or the audio known whole.
+    """
+    length = int(torch.randint(1, max(2, frames), (), generator=generator))
+    first = int(torch.randint(0, frames - length + 1, (), generator=generator))
+    video = (first, first + length)
+    audio = tuple(tasks.mel_frames(TEMPORAL * (n - 1) + 1) if n else 0 for n in video)
+    kind = float(torch.rand((), generator=generator))
+    audio = (min(audio[0], mels), mels if video[1] == frames else min(audio[1], mels))
+    return ((0, 0) if kind < 0.25 else video), ((0, 0) if kind > 0.75 else audio)
+
+
 @lru_cache(maxsize=4)
 def _order(seed: int, stage: str, epoch: int, count: int) -> list[int]:
     return torch.randperm(count, generator=seeded(seed, stage, "order", epoch)).tolist()
@@ -298,6 +312,8 @@ class Batches(torch.utils.data.Dataset):
         mode = list(stage.tasks)[int(torch.multinomial(chances, 1, generator=generator))]
         null = bool(torch.rand((), generator=generator) < stage.null_share)
         n_v = int(torch.randint(1, max(2, first.shape[1]), (), generator=generator))
+        mels = self.latents[0].audio.shape[0]
+        span = draw_span(generator, first.shape[1], mels) if mode == EDIT else ((0, 0), (0, 0))
         rows = [self._row(step * stage.batch + row, mode, null) for row in self.rows]
         ids = [row.pop("ids") for row in rows]
         captions = [row.pop("caption") for row in rows]
@@ -315,6 +331,7 @@ class Batches(torch.utils.data.Dataset):
             caption=torch.nn.utils.rnn.pad_sequence(states, batch_first=True) if self.with_states else None,
             voice=torch.nn.utils.rnn.pad_sequence(voices, batch_first=True) if with_voice else None,
             voice_lengths=torch.tensor([len(x) for x in voices]) if with_voice else None,
+            span=span,
         )
 
     def _row(self, g: int, mode: str, null: bool) -> dict:
@@ -322,13 +339,12 @@ class Batches(torch.utils.data.Dataset):
         count = len(self.latents)
         item = self.latents[_order(self.seed, self.stage.name, g // count, count)[g % count]]
         generator = seeded(self.seed, self.stage.name, "sample", g)
-        time = draw_time(generator, self.stage.logit_normal, self.stage.shift)
-        dropped = null or bool(torch.rand((), generator=generator) < self.stage.text_drop)
+        time = draw_time(generator, self.stage.logit_normal, self.stage.shifts(mode))
+        text_drop = self.stage.task_text_drop.get(mode, self.stage.text_drop)
+        dropped = null or bool(torch.rand((), generator=generator) < text_drop)
         said_before = item.voice_transcript if mode == "reference-voice" else ""
-        if dropped:
-            ids = null_symbol_ids(item.language, said_before)
-        else:
-            ids = symbol_ids(item.transcript, item.language, said_before)
+        null_ids = null_symbol_ids(item.language, said_before)
+        ids = null_ids if dropped else symbol_ids(item.transcript, item.language, said_before)
         audio = item.audio_peak if mode == "audio-driven" else item.audio
         return {
             "video": item.video,
@@ -340,6 +356,7 @@ class Batches(torch.utils.data.Dataset):
             else torch.randn(item.video.shape, generator=generator),
             "time": time,
             "ids": torch.tensor(ids),
+            "said_before": torch.tensor(sum(i != FILLER for i in null_ids) if said_before else 0),
             "caption": "" if dropped else item.caption,
             "states": self.latents.null_caption if dropped else item.caption_states,
             "voice": item.voice,

@@ -147,7 +147,7 @@ def train(
         if not done.exists():
             model = _model(recipe, start)
             encoder = load_caption_encoder(caption) if isinstance(caption, str | Path) else caption
-            objective = Objective(model, encoder, DTYPES[recipe.dtype])
+            objective = Objective(model, encoder, DTYPES[recipe.dtype], stage.seam)
             _fit_check(model, latents, encoder)
             for name, parameter in objective.named_parameters():
                 audio = name.removeprefix("model.").startswith(AUDIO_PARTS)
@@ -198,11 +198,13 @@ def fit(
         UserError: see `Batches`; a loss that is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    trained = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
+    groups, scales = [], []
+    for scale in sorted({stage.scale(name) for name, _ in trained}):
+        own = [p for name, p in trained if stage.scale(name) == scale]
+        groups.append({"params": [p for p in own if p.ndim > 1], "weight_decay": recipe.weight_decay})
+        groups.append({"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0})
+        scales += [scale, scale]
     optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.999))
     objective, optimizer = accelerator.prepare(objective, optimizer)
     parameters = [p for p in objective.parameters() if p.requires_grad]
@@ -216,8 +218,8 @@ def fit(
     )
     for step, batch in enumerate(loader, first):
         begin = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = stage.rate(step)
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            group["lr"] = scale * stage.rate(step)
         optimizer.zero_grad()
         weights = stage.loss_weights(step)
         losses = _accumulate(accelerator, objective, batch.to(accelerator.device), weights, run)
