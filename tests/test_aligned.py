@@ -35,8 +35,8 @@ def mel_centre(mel: int) -> Fraction:
 
 
 def windows(frames: int, mels: int, reach: int) -> list[list[int]]:
-    """The mel frames whose centres lie in the four video frames that end a latent frame, `reach` times as long
-    again before and after; beyond the clip its first and last mel frame."""
+    """The mel frames whose centres lie in the four video frames that end a latent frame, and `reach` times as
+    many before and after; beyond the clip its first and last mel frame."""
     rows = []
     for i in range(frames):
         end = video_span(i)[1]

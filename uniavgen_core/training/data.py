@@ -28,7 +28,7 @@ from ..errors import UserError
 from ..mel import HOP, fit_length, peak_normalise, reference_voice, sound_latent
 from ..speech import FILLER, null_symbol_ids, symbol_ids
 from ..vae import LATENT_CHANNELS, SPATIAL, TEMPORAL
-from .losses import AUDIO_ALONE, EDIT, Batch, draw_time
+from .losses import ALONE, EDIT, WITH_VOICE, Batch, draw_time
 from .recipe import Schedule, Stage
 from .theatre import Theatre
 
@@ -290,7 +290,7 @@ class Batches(torch.utils.data.Dataset):
 
     def __post_init__(self):
         self.rows = shared_rows(self.stage, self.rank, self.processes)
-        if "reference-voice" in self.stage.tasks and self.latents[0].voice is None:
+        if set(WITH_VOICE) & set(self.stage.tasks) and self.latents[0].voice is None:
             raise UserError(
                 f"{self.latents.folder} has no reference voices; name the speakers of your clips, or take "
                 "reference-voice out of the stage's tasks"
@@ -319,7 +319,7 @@ class Batches(torch.utils.data.Dataset):
         captions = [row.pop("caption") for row in rows]
         states = [row.pop("states") for row in rows]
         voices = [row.pop("voice") for row in rows]
-        with_voice = mode == "reference-voice"
+        with_voice = mode in WITH_VOICE
         return Batch(
             mode=mode,
             interaction=not null,
@@ -342,7 +342,7 @@ class Batches(torch.utils.data.Dataset):
         time = draw_time(generator, self.stage.logit_normal, self.stage.shifts(mode))
         text_drop = self.stage.task_text_drop.get(mode, self.stage.text_drop)
         dropped = null or bool(torch.rand((), generator=generator) < text_drop)
-        said_before = item.voice_transcript if mode == "reference-voice" else ""
+        said_before = item.voice_transcript if mode in WITH_VOICE else ""
         null_ids = null_symbol_ids(item.language, said_before)
         ids = null_ids if dropped else symbol_ids(item.transcript, item.language, said_before)
         audio = item.audio_peak if mode == "audio-driven" else item.audio
@@ -352,7 +352,7 @@ class Batches(torch.utils.data.Dataset):
             "mask": item.mask,
             "audio_noise": torch.randn(audio.shape, generator=generator),
             "video_noise": item.video
-            if mode == AUDIO_ALONE
+            if mode in ALONE
             else torch.randn(item.video.shape, generator=generator),
             "time": time,
             "ids": torch.tensor(ids),

@@ -20,10 +20,13 @@ from ..layers import Attention
 from ..model import DualBranchDiT
 from . import mixed
 
-AUDIO_ALONE = "audio"
+AUDIO_ALONE, VOICE_ALONE = "audio", "audio-voice"
+ALONE = (AUDIO_ALONE, VOICE_ALONE)
 EDIT = "edit"
-MODES = (AUDIO_ALONE, *tasks.MODES, EDIT)
-"""What a step can train: the audio branch alone (stage 1), one of the five tasks, or a span of a clip."""
+WITH_VOICE = ("reference-voice", VOICE_ALONE)
+MODES = (*ALONE, *tasks.MODES, EDIT)
+"""What a step can train: the audio branch alone (stage 1), without or with a reference voice, one of the five
+tasks, or a span of a clip."""
 SEAM = (1, 6)
 """How many unknown latent frames and mel frames on either side of a seam count as next to it."""
 
@@ -35,7 +38,7 @@ class Batch:
     video `[B, C, T, H, W]`, audio `[B, L, bands]`: clean latents; `mask` `[B, T, H, W]`: share of each
     latent cell that is face; `time` `[B]` in 0..1; `speech` `[B, N]` symbol ids, padded, with
     `speech_lengths` `[B]`; `caption` `[B, M, dim]` states, or None where `captions` are encoded by the
-    objective; `voice` `[B, Lr, bands]` with `voice_lengths` `[B]` in the task "reference-voice";
+    objective; `voice` `[B, Lr, bands]` with `voice_lengths` `[B]` in the modes `WITH_VOICE`;
     `prefix`: known latent frames and mel frames of a continuation; `span`: first and end of the unknown
     latent frames and mel frames of an edit; `interaction`: off in a null pass; `said_before` `[B]`: how
     many symbols of `speech` the reference voice says.
@@ -138,9 +141,10 @@ def conditions(batch: Batch, variant: str, patch: tuple[int, int]) -> tasks.Task
     video, audio = batch.video, batch.audio
     image, frames, mels = video[:, :, :1], video.shape[2], audio.shape[1]
     bands = audio.shape[2]
-    if batch.mode == AUDIO_ALONE:  # one known token stands for the picture, and nothing looks at it
+    if batch.mode in ALONE:  # one known token stands for the picture, and nothing looks at it
         nothing = video.new_zeros(*video.shape[:2], 1, *patch)
-        return tasks.dubbing(nothing, mels, bands=bands)
+        task = tasks.dubbing(nothing, mels, batch.voice, bands)
+        return dataclasses.replace(task, reference_mel_lengths=batch.voice_lengths)
     if batch.mode == "joint":
         return tasks.joint(image, frames, mels, bands)
     if batch.mode == "reference-voice":
@@ -181,19 +185,21 @@ class TextGuide:
 
     def __init__(self, batch: Batch, attention: Attention, spread: float = 2.0):
         symbols = torch.arange(batch.speech.shape[1], device=batch.speech.device)
-        texts = (batch.speech > 0).any(1, keepdim=True)  # a dropped text is a space and fillers
-        before = (
-            batch.speech_lengths.new_zeros(len(batch)) if batch.said_before is None else batch.said_before
-        )
+        before = batch.said_before
+        if before is None:
+            before = torch.zeros_like(batch.speech_lengths)
+        # A dropped text says nothing after the reference voice's words: a space and fillers.
+        says = ((batch.speech > 0) & (symbols >= before[:, None])).any(1, keepdim=True)
         self.attention = attention
         spoken, place = _reading(batch.audio, before, batch.speech_lengths)
+        spoken = spoken * says
         if batch.voice is not None:
             there = torch.arange(batch.voice.shape[1], device=place.device) < batch.voice_lengths[:, None]
             voiced, place_before = _reading(batch.voice, torch.zeros_like(before), before, there)
             spoken, place = torch.cat((voiced, spoken), 1), torch.cat((place_before, place), 1)
         distance = symbols - place[..., None]
-        self.spoken = spoken * texts  # [B, Lr + L]
-        self.fault = self.spoken[..., None] * (1 - torch.exp(-distance.square() / (2 * spread**2)))
+        self.spoken = spoken  # [B, Lr + L]
+        self.fault = spoken[..., None] * (1 - torch.exp(-distance.square() / (2 * spread**2)))
         self.faults: list[Tensor] = []
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -234,7 +240,7 @@ class Objective(nn.Module):
         """Scalars: "loss" (to be minimised) and its parts "video", "audio", "mask", "guide"."""
         config, model = self.model.config, self.model
         task = conditions(batch, config.variant, config.patch)
-        alone = batch.mode == AUDIO_ALONE
+        alone = batch.mode in ALONE
         clean_video = task.clean_video if alone else batch.video
         video_noise = torch.zeros_like(clean_video) if alone else batch.video_noise
         t = batch.time

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config import Config
 from ..errors import UserError
 from ..tasks import MODES as TASKS
-from .losses import AUDIO_ALONE, MODES
+from .losses import ALONE, AUDIO_ALONE, MODES
 
 TASK_MIX = dict(zip(TASKS, (4.0, 1.0, 1.0, 2.0, 2.0)))
 
@@ -62,8 +62,8 @@ class Schedule:
 class Stage(Schedule):
     """A schedule of tasks.
 
-    `tasks`: a step's task is drawn with these weights, "audio" is the audio branch alone, "edit" a span of
-    a clip with everything before and after it known.
+    `tasks`: a step's task is drawn with these weights, "audio" and "audio-voice" are the audio branch
+    alone, "edit" is a span of a clip with everything before and after it known.
     `mask_weight`: lambda_m at the first and the last step. `null_share` of the steps train the null pass
     (no text, no interaction), `text_drop` of the other samples lose their texts. `logit_normal`: the share
     of times drawn logit-normal, the rest is uniform; a `shift` above 1 moves all times towards noise, where
@@ -116,7 +116,7 @@ class Stage(Schedule):
 
     @property
     def audio_alone(self) -> bool:
-        return set(self.tasks) == {AUDIO_ALONE}
+        return set(self.tasks) <= set(ALONE)
 
     def shifts(self, task: str) -> tuple[float, ...]:
         """Time shifts of a task, each as likely as the others."""
