@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from uniavgen_core import media
+from uniavgen_core import media, tasks
 from uniavgen_core.checkpoint import load_model, save_checkpoint
 from uniavgen_core.config import Config
 from uniavgen_core.errors import UserError
 from uniavgen_core.model import DualBranchDiT
 from uniavgen_core.training import command, mixed
-from uniavgen_core.training.data import Batches, Latents, Sample, one_clip, prepare
+from uniavgen_core.training.data import Batches, Latents, Sample, draw_span, one_clip, prepare
 from uniavgen_core.training.initialise import initialise
-from uniavgen_core.training.losses import MODES, Objective, TextGuide, token_mask
+from uniavgen_core.training.losses import MODES, Objective, TextGuide, conditions, flow_loss, token_mask
 from uniavgen_core.training.recipe import EMBEDDED, TASK_MIX, Recipe, Stage
 
 ROOT = Path(__file__).parents[1]
@@ -153,8 +153,8 @@ def test_the_face_mask_is_learnt_per_token():
     assert token_mask(face, (1, 1)).sum() == 4
 
 
-@pytest.mark.parametrize("variant", ["released", "paper"])
-def test_every_weight_of_both_variants_learns(variant, make_model, latents):
+@pytest.mark.parametrize("variant", ["released", "paper", "aligned"])
+def test_every_weight_of_all_variants_learns(variant, make_model, latents):
     objective = trainable(make_model, variant)
     for mode in ("joint", "reference-voice"):
         objective(batch_of(latents, mode), 0.1)["loss"].backward()
@@ -221,6 +221,97 @@ def test_times_are_half_uniform_half_logit_normal(latents):
         assert abs(((times > 0.25) & (times < 0.75)).float().mean() - middle) < 0.05
 
 
+def test_each_task_has_its_own_times_and_text_drop(latents):
+    changes = {
+        "task_shifts": {"dubbing": (10.0, 2.0), "joint": (4.0,)},
+        "task_text_drop": {"dubbing": 0.3},
+        "logit_normal": 0.0,
+        "shift": 1.0,
+    }
+
+    def drawn(mode: str):
+        only = stage(steps=1, batch=3000, tasks={mode: 1}, null_share=0.0, **changes)
+        return Batches(latents, only, seed=0)[0]
+
+    def moved(shift: float) -> float:  # the median of shifted uniform times
+        return shift / (1 + shift)
+
+    dubbing, joint, other = drawn("dubbing"), drawn("joint"), drawn("continuation")
+    assert abs(joint.time.median() - moved(4)) < 0.02
+    assert abs(other.time.median() - 0.5) < 0.03
+    below = sum(0.8 / (s - (s - 1) * 0.8) for s in (10, 2)) / 2  # the share of t < 0.8 in the mixture
+    assert abs((dubbing.time < 0.8).float().mean() - below) < 0.03
+    dropped = [sum(text == "" for text in batch.captions) / 3000 for batch in (dubbing, joint)]
+    assert abs(dropped[0] - 0.3) < 0.03
+    assert abs(dropped[1] - 0.05) < 0.02
+
+
+def test_the_interaction_has_its_own_learning_rate():
+    s = stage(learning_rate=5e-4, interaction_rate=1e-3)
+    for part in ("a2v_blocks.0.q.weight", "v2a_blocks.1.phase", "a2v_blocks.0.mask_head.head.bias"):
+        assert s.scale(f"model.{part}") == pytest.approx(2)
+    assert s.scale("model.blocks.0.self_attn.q.weight") == s.scale("caption_model.x") == 1
+    assert stage().scale("model.a2v_blocks.0.q.weight") == 1
+
+
+def test_spans_of_an_edit_lie_anywhere_and_leave_something_known():
+    spans = [draw_span(torch.Generator().manual_seed(i), 9, 206) for i in range(400)]
+    for (v0, v1), (a0, a1) in spans:
+        assert 0 <= v0 <= v1 <= 9
+        assert 0 <= a0 <= a1 <= 206
+        assert v1 - v0 < 9
+        assert v1 > v0 or a1 > a0
+        if v1 > v0 and a1 > a0:  # the same time: latent frame n >= 1 begins at (4 n - 3) / 16 s
+            begin = [0 if n == 0 else (4 * n - 3) / 16 for n in (v0, v1)]
+            assert a0 == int(100 * begin[0])
+            assert a1 == (206 if v1 == 9 else int(100 * begin[1]))
+    assert {v0 for (v0, v1), _ in spans if v1 > v0} == set(range(9))
+    assert {v1 for (v0, v1), _ in spans if v1 > v0} == set(range(1, 10))
+    for whole in (0, 1):
+        share = sum(span[whole] == (0, 0) for span in spans) / 400
+        assert abs(share - 0.25) < 0.07
+
+
+def test_an_edit_knows_everything_but_its_span(latents):
+    batch = batch_of(latents, "edit")
+    batch.span = ((2, 4), (30, 70))
+    task = conditions(batch, "paper", (1, 1))
+    assert task.known_video.tolist() == [True, True, False, False, True]
+    assert [j for j in range(106) if not task.known_audio[j]] == list(range(30, 70))
+    video, audio = task.known(batch.video_noise, batch.audio_noise)
+    assert torch.equal(video[:, :, 4:], batch.video[:, :, 4:])
+    assert torch.equal(video[:, :, 2:4], batch.video_noise[:, :, 2:4])
+    assert torch.equal(audio[:, :30], batch.audio[:, :30])
+    assert torch.equal(audio[:, 30:70], batch.audio_noise[:, 30:70])
+    with pytest.raises(UserError, match="latent frames 2 to 9"):
+        tasks.edit(batch.video[:, :, :1], batch.video, batch.audio, (2, 9), (0, 0))
+
+
+def test_frames_next_to_a_seam_weigh_more():
+    data, noise = torch.zeros(1, 12, 1), torch.zeros(1, 12, 1)
+    known = torch.tensor([True, False, False, False, False, True, True, False, False, False, False, False])
+    velocity = torch.arange(12.0).view(1, 12, 1)
+    near, far = [1, 2, 3, 4, 7, 8], [9, 10, 11]
+    weights = torch.tensor([3.0] * len(near) + [1.0] * len(far))
+    squares = velocity.flatten()[near + far].square()
+    expected = (weights * squares).sum() / weights.sum()
+    assert torch.isclose(flow_loss(velocity, noise, data, known, 1, 2, 3.0), expected)
+    assert torch.isclose(flow_loss(velocity, noise, data, known, 1), squares.mean())
+    assert flow_loss(velocity, noise, data, torch.ones(12, dtype=torch.bool), 1, 2, 3.0) == 0
+
+
+@pytest.mark.parametrize("mode", ["dubbing", "audio-driven"])
+def test_a_branch_known_whole_is_read_without_a_gradient(mode, make_model, latents):
+    objective = trainable(make_model, "aligned")
+    objective(batch_of(latents, mode), 0.1)["loss"].backward()
+    learns = {n for n, p in objective.named_parameters() if p.grad is not None and p.grad.any()}
+    whole, other = ("blocks", "audio_blocks") if mode == "dubbing" else ("audio_blocks", "blocks")
+    reads = "v2a_blocks" if mode == "dubbing" else "a2v_blocks"
+    assert not any(n.startswith(f"model.{whole}.") for n in learns)
+    for part in (f"{other}.0.self_attn.q", f"{reads}.0.k", f"{reads}.0.q", "a2v_blocks.0.mask_head.head"):
+        assert f"model.{part}.weight" in learns
+
+
 def test_every_clip_is_seen_once_an_epoch(latents):
     batches = Batches(latents, stage(batch=5, tasks={"joint": 1}), seed=0)
     seen = [tuple(video.flatten()[:2].tolist()) for step in range(4) for video in batches[step].video]
@@ -259,6 +350,23 @@ def test_a_steady_reading_is_no_fault_and_a_backward_one_is(latents):
 
     assert fault(backward=False) < 0.05
     assert fault(backward=True) > 0.6
+
+
+def test_a_reference_voice_reads_its_own_words_and_the_clip_the_rest(latents):
+    batch = batch_of(latents, "audio-voice", text_drop=0.0)
+    assert set(batch.said_before.tolist()) == {len("a voice ")}
+    guide = TextGuide(batch, mixed.softmax_attention)
+    frames = batch.voice.shape[1] + 106
+    assert guide.fault.shape == (len(batch), frames, batch.speech.shape[1])
+    before = batch.voice.shape[1]
+    loud = guide.spoken.bool()
+    best = guide.fault.argmin(-1)
+    assert (best[:, :before][loud[:, :before]] <= 8).all()
+    assert (best[:, before:][loud[:, before:]] >= 8).all()
+    dropped = batch_of(latents, "audio-voice", text_drop=1.0)
+    guide = TextGuide(dropped, mixed.softmax_attention)
+    assert not guide.spoken[:, before:].any()
+    assert guide.spoken[:, :before].any()
 
 
 def test_the_guide_draws_looks_at_the_text_and_spares_dropped_texts(make_model, latents):
