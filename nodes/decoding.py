@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.mel import MEL_BANDS, latent_to_mel
+from ..uniavgen_core.media.mel import MEL_BANDS, latent_to_mel
 from .types import CATEGORY, VocoderSocket
 
 

@@ -15,9 +15,9 @@ from comfy_api.latest import io
 from torch import Tensor, nn
 
 from ..uniavgen_core import embedded
-from ..uniavgen_core.caption import CaptionEncoder
-from ..uniavgen_core.media import read_image
-from ..uniavgen_core.vae import LATENT_CHANNELS, diffusers_name, read_vae
+from ..uniavgen_core.media.caption import CaptionEncoder
+from ..uniavgen_core.media.files import read_image
+from ..uniavgen_core.media.vae import LATENT_CHANNELS, diffusers_name, read_vae
 from .loading import LoadedVocoder, parts_of
 from .types import CATEGORY, SpeechEncoderSocket, VocoderSocket, tell
 

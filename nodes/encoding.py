@@ -7,11 +7,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..uniavgen_core import embedded
+from ..uniavgen_core.conditioning import FPS, snap_frames
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.media import MAX_ASPECT, MAX_FPS, MIN_SIDE, fit_image, resample_frames, size_for
-from ..uniavgen_core.mel import SAMPLE_RATE, log_mel, prepare_audio
-from ..uniavgen_core.speech import LANGUAGES, null_symbol_ids, symbol_ids, unknown_symbols
-from ..uniavgen_core.tasks import FPS, snap_frames
+from ..uniavgen_core.media.files import MAX_ASPECT, MAX_FPS, MIN_SIDE, fit_image, resample_frames, size_for
+from ..uniavgen_core.media.mel import SAMPLE_RATE, log_mel, prepare_audio
+from ..uniavgen_core.media.speech import LANGUAGES, null_symbol_ids, symbol_ids, unknown_symbols
 from .types import (
     CATEGORY,
     EncodedSound,

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.guidance import Guidance
+from ..uniavgen_core.sampling.guidance import Guidance
 from .encoding import pictures_uint8
 from .guiding import MACFGGuider, sample
 from .host_model import FaceMasks

@@ -17,9 +17,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.guidance import Guidance
-from ..uniavgen_core.model import Cache
-from ..uniavgen_core.sampling import schedule
+from ..uniavgen_core.model.cache import Cache
+from ..uniavgen_core.model.inputs import ActiveParts
+from ..uniavgen_core.sampling.guidance import Guidance
+from ..uniavgen_core.sampling.sampler import schedule
 from .host_model import TASK_NODES, FaceMasks, UniAVGen, check_latent_shapes
 from .types import CATEGORY
 
@@ -77,9 +78,7 @@ class MACFGGuider(comfy.samplers.CFGGuider):
                 x,
                 timestep,
                 model_options,
-                a2v=interacts,
-                v2a=interacts,
-                skip_layers=self.guidance.skip_layers,
+                active=ActiveParts(interacts, interacts, self.guidance.skip_layers),
             )
             full = null + self._scale(x) * (full - null)
         if not full.isfinite().all():

@@ -26,9 +26,13 @@ from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
-from ..uniavgen_core.config import Config
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.model import Cache, DualBranchDiT, uncompiled
+from ..uniavgen_core.model.cache import Cache
+from ..uniavgen_core.model.config import Config
+from ..uniavgen_core.model.dit import DualBranchDiT
+from ..uniavgen_core.model.inputs import ActiveParts, Conditioned, References, TextConditioning
+from ..uniavgen_core.model.layers import uncompiled
+from ..uniavgen_core.model.variants import VARIANTS
 
 TASK_NODES = "a UniAVGen task node (Joint, Reference Voice, Continuation, Dubbing, Audio-Driven)"
 # estimated: 2.6 GB for one pass over 81 frames of 1280x736 in bf16, see BaseModel.memory_required
@@ -43,11 +47,8 @@ class FaceMasks(dict):
 class Pass:
     """How one forward runs. An object of its own: the host compares and batches only equal ones."""
 
-    known_video: Tensor  # bool [T], on the CPU
-    known_audio: Tensor  # bool [L]
-    a2v: bool = True
-    v2a: bool = True
-    skip_layers: tuple[int, ...] = ()
+    conditioned: Conditioned
+    active: ActiveParts
     cache: Cache | None = None
     face_masks: FaceMasks | None = None
 
@@ -91,16 +92,11 @@ class HostDiT(DualBranchDiT):
             video,
             audio.transpose(1, 2),
             timestep,
-            context,
-            speech,
-            reference_image=reference_image,
-            reference_mel=reference_mel,
-            known_video=run.known_video,
-            known_audio=run.known_audio,
-            a2v=run.a2v,
-            v2a=run.v2a,
-            skip_layers=run.skip_layers,
-            cache=run.cache,
+            TextConditioning(context, speech),
+            References(reference_image, reference_mel),
+            run.conditioned,
+            run.active,
+            run.cache,
             attention=_host_attention(transformer_options),
             audio_attention=attention_pytorch,  # quantised attention garbles the audio branch
         )
@@ -187,11 +183,13 @@ class UniAVGen(comfy.model_base.BaseModel):
         if kwargs["uniavgen_reference_mel"] is not None:
             out["reference_mel"] = comfy.conds.CONDRegular(kwargs["uniavgen_reference_mel"].to(device))
         out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
-        known_video, known_audio = _known(kwargs.get("denoise_mask"), shapes)
-        # the released model was trained without V2A in the full pass of a reference voice
-        alone = kwargs["uniavgen_mode"] == "reference-voice" and config.variant == "released"
-        v2a = kwargs["uniavgen_null"] or not alone
-        out["run"] = comfy.conds.CONDConstant(Pass(known_video, known_audio, v2a=v2a))
+        v2a = (
+            kwargs["uniavgen_null"]
+            or kwargs["uniavgen_mode"] != "reference-voice"
+            or VARIANTS[config.variant].reference_voice_v2a
+        )
+        run = Pass(_conditioned(kwargs.get("denoise_mask"), shapes), ActiveParts(v2a=v2a))
+        out["run"] = comfy.conds.CONDConstant(run)
         return out
 
     def _caption(self, caption: Tensor, side: str) -> Tensor:
@@ -230,13 +228,13 @@ def check_latent_shapes(shapes: list, config: Config) -> None:
         )
 
 
-def _known(mask: Tensor | None, shapes: list) -> tuple[Tensor, Tensor]:
-    """Which latent frames `[T]` and mel frames `[L]` are known, from a packed mask (0: known)."""
+def _conditioned(mask: Tensor | None, shapes: list) -> Conditioned:
+    """Which latent frames and mel frames are conditioned, from a packed mask (0: conditioned)."""
     if mask is None:
-        return torch.zeros(shapes[0][2], dtype=torch.bool), torch.zeros(shapes[1][2], dtype=torch.bool)
+        return Conditioned.none(shapes[0][2], shapes[1][2])
     video, audio = comfy.utils.unpack_latents(mask.cpu(), shapes)
     streams = (("video", video.movedim(2, 0)), ("audio", audio.movedim(2, 0)))
-    known = []
+    conditioned = []
     for name, stream in streams:
         low, high = stream.flatten(1).aminmax(dim=1)
         if not torch.equal(low, high) or not ((low == 0) | (low == 1)).all():
@@ -244,8 +242,8 @@ def _known(mask: Tensor | None, shapes: list) -> tuple[Tensor, Tensor]:
                 f"the noise mask of the {name} is not 0 (known) or 1 (generate) over whole frames, the same "
                 "for the whole batch; draw masks that cover whole frames"
             )
-        known.append(low == 0)
-    return known[0], known[1]
+        conditioned.append(low == 0)
+    return Conditioned(*conditioned)
 
 
 def build_patcher(

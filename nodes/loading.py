@@ -14,12 +14,12 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..uniavgen_core.checkpoint import read_checkpoint
-from ..uniavgen_core.config import Config
-from ..uniavgen_core.convnext import SpeechEncoder
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.model import DualBranchDiT
-from ..uniavgen_core.vocoder import GriffinLim, Vocoder, load_vocoder
+from ..uniavgen_core.media.vocoder import GriffinLim, Vocoder, load_vocoder
+from ..uniavgen_core.model.config import Config
+from ..uniavgen_core.model.dit import DualBranchDiT
+from ..uniavgen_core.model.speech_encoder import SpeechEncoder
+from ..uniavgen_core.weights.checkpoint import read_checkpoint
 from .host_model import build_patcher
 from .types import CATEGORY, SpeechEncoderSocket, VocoderSocket
 

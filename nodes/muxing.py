@@ -11,10 +11,10 @@ from comfy_api.latest import InputImpl, Types, io
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..uniavgen_core.conditioning import FPS
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.media import AAC_RATES, MAX_FPS
-from ..uniavgen_core.mel import fit_length, resample
-from ..uniavgen_core.tasks import FPS
+from ..uniavgen_core.media.files import AAC_RATES, MAX_FPS
+from ..uniavgen_core.media.mel import fit_length, resample
 from .encoding import pictures_uint8
 from .types import CATEGORY, tell
 

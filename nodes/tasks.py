@@ -7,9 +7,9 @@ from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..uniavgen_core import tasks
+from ..uniavgen_core import conditioning
+from ..uniavgen_core.conditioning import FPS, MELS_PER_SECOND, Task, latent_frames, mel_frames, snap_frames
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.tasks import FPS, MELS_PER_SECOND, Task, latent_frames, mel_frames, snap_frames
 from .types import (
     CATEGORY,
     EncodedSound,
@@ -30,10 +30,10 @@ def conditioned(
     task: Task, mode: str, positive: list, negative: list, speech: EncodedSpeech
 ) -> io.NodeOutput:
     """positive, negative and LATENT of a task; its latents are raw video and normalised mel."""
-    for side, conditioning in (("positive", positive), ("negative", negative)):
-        if not conditioning:
+    for side, cond in (("positive", positive), ("negative", negative)):
+        if not cond:
             raise UserError(f"{side} is empty; connect CLIP Text Encode")
-        for _, options in conditioning:
+        for _, options in cond:
             for key, node in FOREIGN.items():
                 if options.get(key) is not None:
                     raise UserError(f"{side} went through {node}, which has no meaning here; leave it out")
@@ -144,7 +144,7 @@ class Joint(io.ComfyNode):
     ) -> io.NodeOutput:
         image, note = reference(video)
         count = snapped(cls, frames, note)
-        task = tasks.joint(image, latent_frames(count), mel_frames(count))
+        task = conditioning.joint(image, latent_frames(count), mel_frames(count))
         return conditioned(task, "joint", positive, negative, speech)
 
 
@@ -174,7 +174,9 @@ class ReferenceVoice(io.ComfyNode):
     ) -> io.NodeOutput:
         image, note = reference(video)
         count = snapped(cls, frames, note)
-        task = tasks.reference_voice(image, reference_voice.voice(), latent_frames(count), mel_frames(count))
+        task = conditioning.reference_voice(
+            image, reference_voice.voice(), latent_frames(count), mel_frames(count)
+        )
         return conditioned(task, "reference-voice", positive, negative, speech)
 
 
@@ -222,7 +224,7 @@ class Continuation(io.ComfyNode):
         cut = f"the sound is cut from {known.shape[1]} to {wanted} mel frames, the length of the video"
         count = snapped(cls, frames, cut if known.shape[1] > wanted else "")
         voice = None if reference_voice is None else reference_voice.voice()
-        task = tasks.continuation(
+        task = conditioning.continuation(
             video.latent, known[:, :wanted], latent_frames(count), mel_frames(count), voice
         )
         return conditioned(task, "continuation", positive, negative, speech)
@@ -253,7 +255,7 @@ class Dubbing(io.ComfyNode):
         if video.frames == 1:
             raise UserError("video is one picture, expected the frames of the video that is to be dubbed")
         voice = None if reference_voice is None else reference_voice.voice()
-        task = tasks.dubbing(video.latent, mel_frames(video.frames), voice)
+        task = conditioning.dubbing(video.latent, mel_frames(video.frames), voice)
         snapped(cls, video.frames)
         return conditioned(task, "dubbing", positive, negative, speech)
 
@@ -283,7 +285,7 @@ class AudioDriven(io.ComfyNode):
     ) -> io.NodeOutput:
         image, note = reference(video)
         known = mel.driving()
-        count = tasks.frames_for_mels(known.shape[1])
+        count = conditioning.frames_for_mels(known.shape[1])
         if count < 5:
             raise UserError(
                 f"mel lasts {known.shape[1] / MELS_PER_SECOND:.2f} s, expected at least 0.32 s (5 frames); "
@@ -292,7 +294,7 @@ class AudioDriven(io.ComfyNode):
         kept = mel_frames(count)
         cut = f"the sound is cut from {known.shape[1]} to {kept} mel frames"
         snapped(cls, count, note, cut if known.shape[1] > kept else "")
-        task = tasks.audio_driven(image, known[:, :kept], latent_frames(count))
+        task = conditioning.audio_driven(image, known[:, :kept], latent_frames(count))
         return conditioned(task, "audio-driven", positive, negative, speech)
 
 

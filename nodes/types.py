@@ -10,7 +10,7 @@ from server import PromptServer
 from torch import Tensor
 
 from ..uniavgen_core.errors import UserError
-from ..uniavgen_core.mel import (
+from ..uniavgen_core.media.mel import (
     SILENCE,
     check_voice_length,
     peak_normalise,

@@ -12,19 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from uniavgen_core import media
 from uniavgen_core.cli import main
+from uniavgen_core.media import files
 
 SENTENCE = "She had your dark suit in greasy wash water all year."
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small models are faster so, and other work may run beside the tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def uniavgen(capfd, *arguments) -> tuple[int, str, str]:
@@ -69,11 +60,11 @@ def write_wav(path: Path, samples: np.ndarray, rate: int = 24000) -> Path:
 
 def talking_video(path: Path, photo: Path, sound: Path, fps: float = 25, seconds: float = 2.0) -> Path:
     """A camera that moves over the photograph while the sentence is heard: 160x128."""
-    picture = media.read_image(photo)[::2, ::2]  # [256, 256, 3]
+    picture = files.read_image(photo)[::2, ::2]  # [256, 256, 3]
     frames = []
     for i in range(round(seconds * fps)):
         shift = round(20 * i / fps)
         frames.append(picture[shift : shift + 128, shift : shift + 160])
-    wave, rate = media.read_audio(sound)
-    media.write_mp4(path, torch.stack(frames), fps, wave.mean(0), rate)
+    wave, rate = files.read_audio(sound)
+    files.write_mp4(path, torch.stack(frames), fps, wave.mean(0), rate)
     return path

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+
+# The models here are tiny, and GNU OpenMP's idle threads spin while they wait for each other: where anything
+# else keeps a core busy, two threads were 16 times slower than one. Read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-for folder in (str(ROOT), str(ROOT / "tests")):
+for folder in (str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
-from uniavgen_core.config import TINY  # noqa: E402
-from uniavgen_core.model import DualBranchDiT  # noqa: E402
+from uniavgen_core.model.config import TINY  # noqa: E402
+from uniavgen_core.model.dit import DualBranchDiT  # noqa: E402
+from uniavgen_core.model.inputs import (  # noqa: E402
+    ActiveParts,
+    Conditioned,
+    References,
+    TextConditioning,
+    Velocity,
+)
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -60,7 +72,7 @@ def model(request) -> DualBranchDiT:
 
 
 def inputs(config, batch=1, frames=3, mels=23, rows=4, columns=6, reference_mels=0, seed=0) -> dict:
-    """Random arguments of `DualBranchDiT.forward`; nothing is known."""
+    """Random arguments of `forward`; nothing is conditioned."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -77,6 +89,41 @@ def inputs(config, batch=1, frames=3, mels=23, rows=4, columns=6, reference_mels
     if reference_mels:
         given["reference_mel"] = normal(batch, reference_mels, config.audio_channels)
     return given
+
+
+def forward(
+    model: DualBranchDiT,
+    video: torch.Tensor,
+    audio: torch.Tensor,
+    time: torch.Tensor,
+    caption: torch.Tensor,
+    speech: torch.Tensor,
+    reference_image: torch.Tensor,
+    reference_mel: torch.Tensor | None = None,
+    conditioned_video: torch.Tensor | None = None,
+    conditioned_audio: torch.Tensor | None = None,
+    reference_mel_lengths: torch.Tensor | None = None,
+    speech_lengths: torch.Tensor | None = None,
+    a2v: bool = True,
+    v2a: bool = True,
+    skip_layers: tuple[int, ...] = (),
+    **options,
+) -> Velocity:
+    """`DualBranchDiT.forward` with every value by its own name."""
+    none = Conditioned.none(video.shape[2], audio.shape[1])
+    return model(
+        video,
+        audio,
+        time,
+        TextConditioning(caption, speech, speech_lengths),
+        References(reference_image, reference_mel, reference_mel_lengths),
+        Conditioned(
+            none.video if conditioned_video is None else conditioned_video,
+            none.audio if conditioned_audio is None else conditioned_audio,
+        ),
+        ActiveParts(a2v, v2a, skip_layers),
+        **options,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from uniavgen_core.caption import CaptionEncoder, random_caption_encoder
-from uniavgen_core.config import TINY, Config
-from uniavgen_core.model import DualBranchDiT
+from uniavgen_core.media.caption import CaptionEncoder, random_caption_encoder
+from uniavgen_core.media.vae import WanVAE, random_vae
+from uniavgen_core.media.vocoder import Vocoder, random_vocoder
+from uniavgen_core.model.config import TINY, Config
+from uniavgen_core.model.dit import DualBranchDiT
 from uniavgen_core.pipeline import Weights
-from uniavgen_core.sampling import Settings
-from uniavgen_core.vae import WanVAE, random_vae
-from uniavgen_core.vocoder import Vocoder, random_vocoder
+from uniavgen_core.sampling.sampler import Settings
 
 
 def random_model(seed: int = 0) -> DualBranchDiT:

@@ -8,17 +8,17 @@ from fractions import Fraction
 import oracle
 import pytest
 import torch
-from conftest import inputs, randomise
+from conftest import forward, inputs, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_paper import attend, before_self_attention, mask_of
 
-from uniavgen_core import DualBranchDiT
-from uniavgen_core.checkpoint import load_model, save_checkpoint
-from uniavgen_core.config import TINY
-from uniavgen_core.interaction.alignment import align
-from uniavgen_core.training import mixed
+from uniavgen_core.model.config import TINY
+from uniavgen_core.model.dit import DualBranchDiT
+from uniavgen_core.model.variants import align
+from uniavgen_core.training import cast_ops
 from uniavgen_core.training.initialise import initialise
+from uniavgen_core.weights.checkpoint import load_model, save_checkpoint
 
 ALIGNED = replace(TINY, variant="aligned", layers=1, interaction_layers=(0,))
 T, H, W, L = 3, 2, 3, 56
@@ -146,16 +146,16 @@ def test_audio_to_video_looks_at_the_mel_frames_of_its_time(model, clip):
 
 
 def test_a_new_one_is_two_independent_branches_and_differs_from_the_paper_in_the_phase_alone():
-    aligned = initialise(DualBranchDiT(replace(TINY, variant="aligned"), mixed))
-    paper = initialise(DualBranchDiT(replace(TINY, variant="paper"), mixed))
+    aligned = initialise(DualBranchDiT(replace(TINY, variant="aligned"), cast_ops))
+    paper = initialise(DualBranchDiT(replace(TINY, variant="paper"), cast_ops))
     more = aligned.state_dict().keys() - paper.state_dict().keys()
     assert more == {"v2a_blocks.0.phase", "v2a_blocks.1.phase"}
     assert not paper.state_dict().keys() - aligned.state_dict().keys()
     assert not any(layer.phase.any() for layer in aligned.v2a_blocks)
     given = inputs(aligned.config)
-    apart = aligned(**given, a2v=False, v2a=False)
-    assert torch.equal(aligned(**given).audio, apart.audio)
-    assert torch.equal(aligned(**given).video, apart.video)
+    apart, together = forward(aligned, **given, a2v=False, v2a=False), forward(aligned, **given)
+    assert torch.equal(together.audio, apart.audio)
+    assert torch.equal(together.video, apart.video)
 
 
 def test_a_file_says_by_its_tensors_that_it_is_aligned(model, tmp_path):

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniavgen_core.config import TINY
-from uniavgen_core.interaction.alignment import align
+from uniavgen_core.model.config import TINY
+from uniavgen_core.model.variants import align
 
 CONFIGS = [
     TINY,

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from uniavgen_core.errors import UserError
-from uniavgen_core.training import autoencoder
-from uniavgen_core.training.autoencoder import Pieces, TheatreClips, measure_latents, train_vae
-from uniavgen_core.training.theatre import Theatre
-from uniavgen_core.vae import load_vae
+from uniavgen_core.media.vae import load_vae
+from uniavgen_core.theatre import autoencoder
+from uniavgen_core.theatre.autoencoder import TheatreClips, VAEStage, measure_latents, train_vae
+from uniavgen_core.theatre.clips import Theatre
 
 THEATRE = Theatre(frames=17, size=(64, 64))
 
@@ -27,8 +27,8 @@ def few_clips():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("vae")
-    pictures = Pieces("pictures", 40, 8, 1e-3, warmup=4)
-    return train_vae(THEATRE, (pictures, Pieces("clips", 2, 1, 1e-4, frames=9, crop=32, motion=5.0)), out)
+    pictures = VAEStage("pictures", 40, 8, 1e-3, warmup=4)
+    return train_vae(THEATRE, (pictures, VAEStage("clips", 2, 1, 1e-4, frames=9, crop=32, motion=5.0)), out)
 
 
 def picture() -> torch.Tensor:
@@ -45,7 +45,7 @@ def test_pictures_come_closer_and_latents_are_of_order_one(trained):
 
 
 def test_a_decoder_that_learns_on_leaves_the_latents_alone(trained, tmp_path):
-    stage = Pieces("clips", 3, 1, 1e-3, warmup=1, frames=9)
+    stage = VAEStage("clips", 3, 1, 1e-3, warmup=1, frames=9)
     later = train_vae(THEATRE, (stage,), tmp_path, start=trained)
     before, after = load_vae(trained), load_vae(later)
     latent = before.encode(picture())
@@ -55,7 +55,7 @@ def test_a_decoder_that_learns_on_leaves_the_latents_alone(trained, tmp_path):
 
 def test_a_crop_shows_the_mouth_and_motion_weighs_what_moves():
     plain, weighted = (
-        TheatreClips(THEATRE, Pieces("x", 1, 2, 1e-3, frames=9, crop=32, motion=motion))[0]
+        TheatreClips(THEATRE, VAEStage("x", 1, 2, 1e-3, frames=9, crop=32, motion=motion))[0]
         for motion in (0.0, 5.0)
     )
     assert plain.frames.shape == (2, 3, 9, 32, 32)
@@ -72,4 +72,4 @@ def test_a_crop_shows_the_mouth_and_motion_weighs_what_moves():
 @pytest.mark.parametrize("fault", [{"frames": 8}, {"crop": 20}, {"motion": -1.0}])
 def test_pieces_that_cannot_be_are_refused(fault):
     with pytest.raises(UserError, match=next(iter(fault))):
-        Pieces("x", 1, 2, 1e-3, **fault)
+        VAEStage("x", 1, 2, 1e-3, **fault)

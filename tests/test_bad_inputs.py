@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from clips import (
-    one_thread,  # noqa: F401 (a fixture)
     photograph,
     speech,
     talking_video,
@@ -24,11 +22,12 @@ from PIL import Image
 from random_parts import random_model
 from safetensors.torch import load_file, save_file
 
-from uniavgen_core import embedded, media, pipeline
-from uniavgen_core.caption import random_caption_encoder
-from uniavgen_core.vae import random_vae
+from uniavgen_core import embedded, pipeline
+from uniavgen_core.media import files
+from uniavgen_core.media.caption import random_caption_encoder
+from uniavgen_core.media.vae import random_vae
+from uniavgen_core.verify import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 TEXT = "Well, that went better than I thought."
 
 
@@ -106,7 +105,7 @@ def given(tmp_path_factory):
 
 def remux(source, target, options):
     """A copy without sound (-an) or with one frame only."""
-    video = media.read_video(source)
+    video = files.read_video(source)
     import av
 
     with av.open(str(target), "w") as container:
@@ -485,7 +484,7 @@ def test_a_full_disk_leaves_the_old_clip_as_it_was(tmp_path, capfd, monkeypatch,
         Path(path).write_bytes(b"half a clip")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(media, "_encode", full)
+    monkeypatch.setattr(files, "_encode", full)
     (tmp_path / "clip.mp4").write_bytes(b"the old clip")
     only_line(
         *uniavgen(capfd, *command(SMALL, given, tmp_path)), "no space left", "free some or choose another"
@@ -506,7 +505,6 @@ def test_a_clip_larger_than_files_may_be_leaves_nothing(tmp_path, given):
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=limit,
     )
     only_line(found.returncode, found.stdout, found.stderr, "cannot be written|no space", "choose another")

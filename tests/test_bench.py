@@ -6,15 +6,14 @@ import math
 import pytest
 import torch
 from clips import (
-    one_thread,  # noqa: F401 (a fixture)
     uniavgen,
 )
 from oracle import Clip, forward, speech_features
 from torch.utils.flop_counter import FlopCounterMode
 
 from uniavgen_core import bench
-from uniavgen_core.config import RELEASED
-from uniavgen_core.guidance import Guidance
+from uniavgen_core.model.config import RELEASED
+from uniavgen_core.sampling.guidance import Guidance
 
 SMALL = bench.Size(96, 128, 9)
 

@@ -5,8 +5,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from uniavgen_core import caption
 from uniavgen_core.errors import UserError
+from uniavgen_core.media import caption
 
 
 @pytest.fixture(scope="module")

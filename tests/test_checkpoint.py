@@ -10,12 +10,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from uniavgen_core import checkpoint as files
-from uniavgen_core.config import RELEASED, TINY, Config
 from uniavgen_core.errors import UserError
-from uniavgen_core.model import DualBranchDiT
+from uniavgen_core.model.config import RELEASED, TINY, Config
+from uniavgen_core.model.dit import DualBranchDiT
+from uniavgen_core.verify import GOLDEN
+from uniavgen_core.weights import checkpoint as files
 
-GOLDEN = Path(__file__).parent / "golden" / "released_tiny.safetensors"
+MODEL_CASE = GOLDEN / "released_tiny.safetensors"
 GOLDEN_CONFIG = Config(
     video_dim=80,
     video_heads=4,
@@ -36,7 +37,7 @@ PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
 
 @pytest.fixture(scope="module")
 def weights():
-    with safe_open(GOLDEN, framework="pt") as file:
+    with safe_open(MODEL_CASE, framework="pt") as file:
         return {k[2:]: file.get_tensor(k) for k in file.keys() if k.startswith("w.")}  # noqa: SIM118
 
 
@@ -460,9 +461,9 @@ def test_a_broken_set_of_shards_is_noticed_before_anything_loads(tmp_path, weigh
 MEASURE = """
 import sys, threading
 import torch
-from uniavgen_core.checkpoint import convert, load_model
-from uniavgen_core.config import TINY
-from uniavgen_core.model import DualBranchDiT
+from uniavgen_core.weights.checkpoint import convert, load_model
+from uniavgen_core.model.config import TINY
+from uniavgen_core.model.dit import DualBranchDiT
 
 DualBranchDiT(TINY, device="meta").state_dict()  # what torch sets up once is not counted
 

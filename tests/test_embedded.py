@@ -11,15 +11,15 @@ import pytest
 import torch
 from build_workflows import PUPPET_CAPTION
 from clips import (
-    one_thread,  # noqa: F401 (a fixture)
     uniavgen,
 )
 
-from uniavgen_core import embedded, media, pipeline
-from uniavgen_core.checkpoint import read_checkpoint
+from uniavgen_core import embedded, pipeline
 from uniavgen_core.errors import UserError
-from uniavgen_core.guidance import Guidance
-from uniavgen_core.sampling import Settings
+from uniavgen_core.media import files
+from uniavgen_core.sampling.guidance import Guidance
+from uniavgen_core.sampling.sampler import Settings
+from uniavgen_core.weights.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 PUPPET = ROOT / "assets" / "puppet.png"
@@ -109,7 +109,7 @@ def test_capitals_and_punctuation_play_no_part(tmp_path):
 
 def test_its_words_are_those_of_the_theatre():
     pytest.importorskip("cv2")
-    voices = importlib.import_module("uniavgen_core.training.voices")
+    voices = importlib.import_module("uniavgen_core.theatre.voices")
     assert embedded.words() == set(voices.VOCABULARY)
     assert len(embedded.words()) == 72
 
@@ -139,12 +139,12 @@ def test_damaged_settings_are_told(tmp_path, monkeypatch, content):
 
 def test_the_lips_of_the_puppet_follow_its_voice(tmp_path, capfd):
     pytest.importorskip("cv2")
-    theatre = importlib.import_module("uniavgen_core.training.theatre")
+    theatre = importlib.import_module("uniavgen_core.theatre.clips")
     out = tmp_path / "clip.mp4"
     line = ("--text", "Hello, show me the moon.", "--caption", PUPPET_CAPTION)
     code, _, said = uniavgen(capfd, "generate", "--image", PUPPET, *line, "--out", out)
     assert code == 0, said
-    video = media.read_video(out)
+    video = files.read_video(out)
     lips = theatre.measure_aperture(video.frames.numpy())
     voice = theatre.loudness_envelope(video.audio[0][0].numpy(), len(lips))
     assert np.corrcoef(lips, voice)[0, 1] > 0.6

@@ -15,24 +15,31 @@ pytest.importorskip("cv2", reason="OpenCV is not installed")
 
 from conftest import randomise
 
-from uniavgen_core import media
-from uniavgen_core.caption import random_caption_encoder
 from uniavgen_core.cli import main
-from uniavgen_core.config import TINY
 from uniavgen_core.errors import UserError
-from uniavgen_core.evaluation import runs
-from uniavgen_core.evaluation.metrics import (
+from uniavgen_core.media import files
+from uniavgen_core.media.caption import random_caption_encoder
+from uniavgen_core.media.mel import log_mel
+from uniavgen_core.media.vae import random_vae
+from uniavgen_core.media.vocoder import GriffinLim
+from uniavgen_core.model.config import TINY
+from uniavgen_core.model.dit import DualBranchDiT
+from uniavgen_core.sampling.guidance import Guidance
+from uniavgen_core.theatre.clips import Theatre
+from uniavgen_core.theatre.evaluation import runs
+from uniavgen_core.theatre.evaluation.metrics import (
     Face,
     interval,
     mask_iou,
     mean,
     measure,
+    measure_any,
     mel_seam,
     picture_seam,
     pitch_error,
     ratio,
 )
-from uniavgen_core.evaluation.recogniser import (
+from uniavgen_core.theatre.evaluation.recogniser import (
     Recogniser,
     disturbed,
     held_out_errors,
@@ -40,28 +47,14 @@ from uniavgen_core.evaluation.recogniser import (
     train_recogniser,
     word_errors,
 )
-from uniavgen_core.evaluation.report import summary, write_report
-from uniavgen_core.evaluation.runs import Evaluation, measure_folder, sampler
-from uniavgen_core.evaluation.sampling import Example, Parts, face_masks, make
-from uniavgen_core.evaluation.vocoders import judge
-from uniavgen_core.guidance import Guidance
-from uniavgen_core.mel import log_mel
-from uniavgen_core.model import DualBranchDiT
-from uniavgen_core.training.theatre import Theatre
-from uniavgen_core.vae import random_vae
-from uniavgen_core.vocoder import GriffinLim
+from uniavgen_core.theatre.evaluation.report import summary, write_report
+from uniavgen_core.theatre.evaluation.runs import Evaluation, measure_folder, sampler
+from uniavgen_core.theatre.evaluation.sampling import Example, Parts, face_masks, make
+from uniavgen_core.theatre.evaluation.vocoders import judge
 
 GUIDANCE = Guidance(2.0, 2.0, 1.0, ())
 
 pytestmark = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class HumVocoder(torch.nn.Module):
@@ -288,14 +281,15 @@ def test_the_report_shows_runs_clips_and_curves(evaluation):
     page = (evaluation.out / "index.html").read_text()
     assert 'src="clips/truth-0.mp4"' in page
     assert "truth-1.mp4" not in page
-    assert page.count("<polyline") > 3
-    assert media.read_video(evaluation.out / "clips" / "truth-0.mp4").frames.shape == (17, 64, 64, 3)
+    assert page.count("<svg") == 1 + page.count("<video") > 2
+    assert files.read_video(evaluation.out / "clips" / "truth-0.mp4").frames.shape == (17, 64, 64, 3)
 
 
 def test_the_grid_measures_each_pair_of_scales_once_and_names_the_best(evaluation, monkeypatch):
     seen = []
 
-    def rows(self, name, indices, show=None):
+    def rows(self, name, indices):
+        assert self.show == 0
         scales = (self.guidance.s_v, self.guidance.s_a)
         seen.append(scales)
         sync = 0.9 if scales == (2.0, 1.0) else 0.5
@@ -308,24 +302,57 @@ def test_the_grid_measures_each_pair_of_scales_once_and_names_the_best(evaluatio
     metrics = write_report(evaluation.out)
     assert (metrics["best"]["s_v"], metrics["best"]["s_a"]) == (2.0, 1.0)
     assert (evaluation.out / "grid.svg").read_text().startswith("<svg")
+    assert evaluation.guidance == GUIDANCE
 
 
 @pytest.fixture
 def folder(clips, tmp_path):
     for i, clip in enumerate(clips[:2]):
         sound = torch.from_numpy(clip.waveform)
-        media.write_mp4(tmp_path / f"{i}.mp4", torch.from_numpy(clip.frames), 16, sound, 24000)
+        files.write_mp4(tmp_path / f"{i}.mp4", torch.from_numpy(clip.frames), 16, sound, 24000)
     lines = [json.dumps({"file": f"{i}.mp4", "transcript": clips[i].transcript}) for i in range(2)]
     (tmp_path / "said.jsonl").write_text("\n".join(lines))
     return tmp_path
 
 
-def test_any_folder_of_clips_is_measured_alike(folder, capsys):
-    assert main(["eval", "folder", str(folder), "--json"]) == 0
+def test_a_folder_of_puppets_is_measured_with_the_instruments_for_puppets(folder, capsys):
+    assert main(["eval", "folder", str(folder), "--puppets", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["instruments"] == "puppets"
     assert found["summary"]["sync"][0] > 0.9
     assert found["summary"]["word_error"][0] < 0.3
     assert [row["lag"] for row in found["clips"]] == [0, 0]
+
+
+def test_without_puppets_a_folder_gets_only_measures_that_hold_for_any_clip(folder, capsys):
+    assert main(["eval", "folder", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["instruments"] == "any clip"
+    anything = {"file", "said", "length", "audio_length", "loudness", "pitch", "step_picture", "step_mel"}
+    assert {name for row in found["clips"] for name in row} == anything
+    assert found["summary"]["length"][0] == 33 / 16
+    assert main(["eval", "folder", str(folder)]) == 0
+    assert "lips and words are not measured" in capsys.readouterr().out
+
+
+def test_lips_and_words_of_a_photographed_person_are_refused(tmp_path, capsys):
+    picture = torch.from_numpy(pytest.importorskip("skimage.data").astronaut())
+    frames = files.fit_image(picture, 128, 128).expand(17, -1, -1, -1)
+    files.write_mp4(tmp_path / "a.mp4", frames, 16, torch.sin(torch.arange(25500) * 0.05) / 4, 24000)
+    assert main(["eval", "folder", str(tmp_path), "--puppets"]) == 0
+    assert "a.mp4: 1.06 s, " in (shown := capsys.readouterr().out)
+    assert "no puppet's mouth found: lips and words not measured" in shown
+    assert "sync" not in shown
+
+
+def test_a_cut_and_silence_are_told_of_any_clip(clips):
+    a, b = clips[:2]
+    found = measure_any(a.frames, a.waveform)
+    assert -40 < found["loudness"] < -10
+    assert found["length"] == found["audio_length"] == 33 / 16
+    cut = measure_any(np.concatenate((a.frames[:16], b.frames[16:])), np.zeros(24000, np.float32))
+    assert cut["step_picture"] > 5 * found["step_picture"]
+    assert (cut["loudness"], cut["pitch"], cut["audio_length"]) == (None, None, 1.0)
 
 
 @pytest.mark.parametrize(

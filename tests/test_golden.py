@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from uniavgen_core import RELEASED, DualBranchDiT
-from uniavgen_core.verify import verify
+from uniavgen_core.verify import GOLDEN, verify
 
-GOLDEN = Path(__file__).parent / "golden"
 FILES = ["released_tiny.safetensors", "mel_case.safetensors", "text_cases.json"]
 
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from conftest import inputs
 
-from uniavgen_core import tasks
-from uniavgen_core.config import TINY
-from uniavgen_core.guidance import Guidance, GuidedModel, Texts
-from uniavgen_core.model import Velocity
+from uniavgen_core import conditioning
+from uniavgen_core.model.config import TINY
+from uniavgen_core.model.inputs import TextConditioning, Velocity
+from uniavgen_core.sampling.guidance import Guidance, GuidedModel
 
 STEPS = 8
 GIVEN = inputs(TINY, reference_mels=4)
-POSITIVE = Texts(GIVEN["caption"], GIVEN["speech"])
-NEGATIVE = Texts(GIVEN["caption"][:, :2], GIVEN["speech"][:, :3])
-JOINT = tasks.joint(GIVEN["reference_image"], 3, 23)
-VOICE = tasks.reference_voice(GIVEN["reference_image"], GIVEN["reference_mel"], 3, 23)
+POSITIVE = TextConditioning(GIVEN["caption"], GIVEN["speech"])
+NEGATIVE = TextConditioning(GIVEN["caption"][:, :2], GIVEN["speech"][:, :3])
+JOINT = conditioning.joint(GIVEN["reference_image"], 3, 23)
+VOICE = conditioning.reference_voice(GIVEN["reference_image"], GIVEN["reference_mel"], 3, 23)
 
 
 class Recorder:
@@ -27,9 +27,17 @@ class Recorder:
     def __init__(self):
         self.calls, self.answers = [], []
 
-    def __call__(self, video, audio, time, caption, speech, **options) -> Velocity:
+    def __call__(self, video, audio, time, text, references, conditioned, **options) -> Velocity:
         self.calls.append(
-            {"video": video, "audio": audio, "time": time, "caption": caption, "speech": speech, **options}
+            {
+                "video": video,
+                "audio": audio,
+                "time": time,
+                "text": text,
+                "references": references,
+                "conditioned": conditioned,
+                **options,
+            }
         )
         answer = Velocity(torch.randn_like(video), torch.randn_like(audio), {0: torch.rand(1)})
         self.answers.append(answer)
@@ -44,7 +52,7 @@ def run(task, guidance: Guidance, steps: int = STEPS) -> tuple[Recorder, list[Ve
 
 
 def directions(call: dict) -> tuple[bool, bool]:
-    return call.get("a2v", True), call.get("v2a", True)
+    return call["active"].a2v, call["active"].v2a
 
 
 def test_each_modality_is_pushed_away_from_one_shared_null_pass_by_its_own_scale():
@@ -72,22 +80,22 @@ def test_the_null_pass_has_no_interaction_while_i_is_below_int_of_interval_times
 def test_every_null_pass_skips_a_layer_and_has_the_empty_texts():
     model, _ = run(JOINT, Guidance(skip_layers=(2,)))
     for full, null in zip(model.calls[0::2], model.calls[1::2]):
-        assert full.get("skip_layers", ()) == ()
-        assert null["skip_layers"] == (2,)
-        assert torch.equal(full["caption"], POSITIVE.caption)
-        assert torch.equal(full["speech"], POSITIVE.speech)
-        assert torch.equal(null["caption"], NEGATIVE.caption)
-        assert torch.equal(null["speech"], NEGATIVE.speech)
+        assert full["active"].skip_layers == ()
+        assert null["active"].skip_layers == (2,)
+        assert torch.equal(full["text"].caption, POSITIVE.caption)
+        assert torch.equal(full["text"].speech, POSITIVE.speech)
+        assert torch.equal(null["text"].caption, NEGATIVE.caption)
+        assert torch.equal(null["text"].speech, NEGATIVE.speech)
 
 
 def test_references_and_known_frames_are_in_both_passes():
     model, _ = run(VOICE, Guidance(), steps=2)
     for call in model.calls:
-        assert torch.equal(call["reference_image"], GIVEN["reference_image"])
-        assert torch.equal(call["reference_mel"], GIVEN["reference_mel"])
+        assert torch.equal(call["references"].image, GIVEN["reference_image"])
+        assert torch.equal(call["references"].mel, GIVEN["reference_mel"])
         assert torch.equal(call["video"][:, :, :1], GIVEN["reference_image"])
         assert torch.equal(call["video"][:, :, 1:], GIVEN["video"][:, :, 1:])
-        assert torch.equal(call["known_video"], VOICE.known_video)
+        assert torch.equal(call["conditioned"].video, VOICE.known_video)
 
 
 def test_reference_voice_has_v2a_off_in_the_full_pass_and_both_on_in_the_late_null_pass():
@@ -113,7 +121,7 @@ def test_scale_one_costs_one_pass(guidance, passes):
 def test_plain_guidance_keeps_the_interaction_in_every_null_pass():
     model, _ = run(JOINT, Guidance.plain(3.0, 2.0, skip_layers=()))
     assert {directions(c) for c in model.calls} == {(True, True)}
-    assert all(c.get("skip_layers", ()) == () for c in model.calls)
+    assert all(c["active"].skip_layers == () for c in model.calls)
 
 
 def test_full_and_null_pass_never_share_a_cache():
@@ -127,8 +135,8 @@ def test_speech_texts_of_a_batch_may_differ_in_length():
     lengths = torch.tensor([5])
     model = Recorder()
     guided = GuidedModel(
-        model, JOINT, Texts(POSITIVE.caption, POSITIVE.speech, lengths), NEGATIVE, Guidance()
+        model, JOINT, TextConditioning(POSITIVE.caption, POSITIVE.speech, lengths), NEGATIVE, Guidance()
     )
     guided(GIVEN["video"], GIVEN["audio"], torch.tensor([1.0]), 0, 1)
-    assert model.calls[0]["speech_lengths"] is lengths
-    assert model.calls[1]["speech_lengths"] is None
+    assert model.calls[0]["text"].speech_lengths is lengths
+    assert model.calls[1]["text"].speech_lengths is None

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniavgen_core import RELEASED
-from uniavgen_core.config import TINY
-from uniavgen_core.interaction import alignment
-from uniavgen_core.interaction.a2v import A2V
-from uniavgen_core.interaction.v2a import V2A, group_mels
-from uniavgen_core.layers import sdpa
-from uniavgen_core.rope import grid, window
+from uniavgen_core.model.a2v import A2V
+from uniavgen_core.model.config import TINY
+from uniavgen_core.model.layers import sdpa
+from uniavgen_core.model.rope import grid, window
+from uniavgen_core.model.v2a import V2A, group_mels
+from uniavgen_core.model.variants import align
 
 TOLERANCE = 1e-5
 many = settings(max_examples=40, deadline=None)
@@ -67,11 +67,11 @@ def doubles(module: torch.nn.Module) -> oracle.State:
 def run_a2v(module: A2V, config, video, mask, audio, n_v: int = 0) -> torch.Tensor:
     """[B, T - n_v, S, D]"""
     _, frames, height, width, _ = video.shape
-    plan = alignment.align(config, frames, audio.shape[1])
+    plan = align(config, frames, audio.shape[1])
     return module(
         video.flatten(2, 3)[:, n_v:],
         mask.flatten(2)[:, n_v:],
-        module.look_at(audio),
+        module.project_kv(audio),
         plan.window[n_v:],
         sdpa,
         grid(1, height, width, config.head_dim),
@@ -82,9 +82,10 @@ def run_a2v(module: A2V, config, video, mask, audio, n_v: int = 0) -> torch.Tens
 def run_v2a(module: V2A, config, video, mask, audio, n_a: int = 0) -> torch.Tensor:
     """[B, L - n_a, A]"""
     _, frames, height, width, _ = video.shape
-    plan = alignment.align(config, frames, audio.shape[1])
-    memory = module.read((mask.unsqueeze(-1) * video).flatten(2, 3), grid(1, height, width, config.head_dim))
-    return module(audio[:, n_a:], memory, group_mels(plan.frame[n_a:], plan.weight[n_a:], frames))
+    plan = align(config, frames, audio.shape[1])
+    masked = (mask.unsqueeze(-1) * video).flatten(2, 3)
+    video_kv = module.project_video_kv(masked, grid(1, height, width, config.head_dim))
+    return module(audio[:, n_a:], video_kv, group_mels(plan.frame[n_a:], plan.weight[n_a:], frames))
 
 
 def naive_a2v(module: A2V, config, video, mask, audio, n_v: int = 0) -> torch.Tensor:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from uniavgen_core import media
 from uniavgen_core.errors import UserError
+from uniavgen_core.media import files
 
 RATE = 24000
 
@@ -75,7 +75,7 @@ def psnr(a, b):
 def clip(tmp_path_factory):
     """81 frames with sound, the length of a release video."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    media.write_mp4(path, moving_picture(81), 16, tone(81 / 16), RATE)
+    files.write_mp4(path, moving_picture(81), 16, tone(81 / 16), RATE)
     return path
 
 
@@ -86,7 +86,7 @@ def clip(tmp_path_factory):
 def test_a_picture_of_any_common_kind_is_read(tmp_path, suffix):
     picture = moving_picture(1)[0]
     Image.fromarray(picture.numpy()).save(tmp_path / f"face.{suffix}")
-    read = media.read_image(tmp_path / f"face.{suffix}")
+    read = files.read_image(tmp_path / f"face.{suffix}")
     assert read.dtype == torch.uint8
     assert read.shape == picture.shape
     assert psnr(read, picture) > 25
@@ -96,7 +96,7 @@ def test_a_photograph_is_read_exactly(tmp_path):
     data = pytest.importorskip("skimage.data")
     photo = data.astronaut()
     Image.fromarray(photo).save(tmp_path / "astronaut.png")
-    assert torch.equal(media.read_image(tmp_path / "astronaut.png"), torch.from_numpy(photo))
+    assert torch.equal(files.read_image(tmp_path / "astronaut.png"), torch.from_numpy(photo))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_photograph_is_read_exactly(tmp_path):
 )
 def test_grey_transparent_and_deep_pictures_become_rgb(tmp_path, mode, value, expected):
     Image.new(mode, (32, 20), value).save(tmp_path / "face.png")
-    picture = media.read_image(tmp_path / "face.png")
+    picture = files.read_image(tmp_path / "face.png")
     assert picture.shape == (20, 32, 3)
     assert picture.unique(dim=0).shape[0] == 1
     assert tuple(picture[0, 0].tolist()) == expected
@@ -124,7 +124,7 @@ def test_a_palette_picture_with_a_transparent_colour_lies_on_white(tmp_path):
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.paste(0, (0, 0, 16, 32))
     image.save(tmp_path / "face.png", transparency=0)
-    picture = media.read_image(tmp_path / "face.png")
+    picture = files.read_image(tmp_path / "face.png")
     assert picture[0, 0].tolist() == [255, 255, 255]
     assert picture[0, 31].tolist() == [200, 100, 50]
 
@@ -135,7 +135,7 @@ def test_a_phone_photo_stands_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it rotated clockwise
     image.save(tmp_path / "photo.png", exif=exif)
-    picture = media.read_image(tmp_path / "photo.png")
+    picture = files.read_image(tmp_path / "photo.png")
     assert picture.shape == (64, 32, 3)
     assert picture[0, 0, 0] == 255
     assert picture[-1, 0, 0] == 0
@@ -147,19 +147,19 @@ def test_a_phone_photo_stands_upright(tmp_path):
 def test_a_picture_of_a_useless_size_is_refused(tmp_path, size, message):
     Image.new("RGB", size).save(tmp_path / "face.png")
     with pytest.raises(UserError, match=message):
-        media.read_image(tmp_path / "face.png")
+        files.read_image(tmp_path / "face.png")
 
 
 def test_a_picture_of_32_bits_a_channel_is_refused(tmp_path):
     Image.new("F", (32, 32)).save(tmp_path / "face.tiff")
     with pytest.raises(UserError, match="8 or 16"):
-        media.read_image(tmp_path / "face.tiff")
+        files.read_image(tmp_path / "face.tiff")
 
 
 # bad files
 
 
-READERS = [media.read_image, media.read_audio, media.read_video]
+READERS = [files.read_image, files.read_audio, files.read_video]
 
 
 def refusal(reader, path, capfd):
@@ -188,7 +188,7 @@ def test_what_is_no_medium_is_refused(tmp_path, capfd, reader, name):
 
 
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.85])
-@pytest.mark.parametrize("reader", [media.read_audio, media.read_video])
+@pytest.mark.parametrize("reader", [files.read_audio, files.read_video])
 def test_a_cut_mp4_is_refused(tmp_path, capfd, clip, reader, part):
     whole = clip.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: int(part * len(whole))])
@@ -200,7 +200,7 @@ def test_a_cut_wav_flac_or_picture_is_refused(tmp_path, capfd):
     write_audio(tmp_path / "whole.flac", tone(2), RATE, "flac", "mono")
     Image.fromarray(moving_picture(1)[0].numpy()).save(tmp_path / "whole.jpg")
     Image.fromarray(moving_picture(1)[0].numpy()).save(tmp_path / "whole.png")
-    for suffix, reader in zip(("wav", "flac", "jpg", "png"), [media.read_audio] * 2 + [media.read_image] * 2):
+    for suffix, reader in zip(("wav", "flac", "jpg", "png"), [files.read_audio] * 2 + [files.read_image] * 2):
         whole = (tmp_path / f"whole.{suffix}").read_bytes()
         cut = tmp_path / f"cut.{suffix}"
         cut.write_bytes(whole[: len(whole) // 2])
@@ -212,22 +212,22 @@ def test_a_file_without_the_stream_asked_for_says_so(tmp_path, capfd):
     write_wav(tmp_path / "voice.wav", bytes(4800), RATE)
     write_video(tmp_path / "silent.mp4", moving_picture(4), range(4), Fraction(1, 30))
     Image.new("RGB", (64, 64)).save(tmp_path / "face.png")
-    assert "no video" in refusal(media.read_video, tmp_path / "voice.wav", capfd)
-    assert "no sound" in refusal(media.read_audio, tmp_path / "silent.mp4", capfd)
-    assert "picture" in refusal(media.read_video, tmp_path / "face.png", capfd)
-    assert media.read_video(tmp_path / "silent.mp4").audio is None
+    assert "no video" in refusal(files.read_video, tmp_path / "voice.wav", capfd)
+    assert "no sound" in refusal(files.read_audio, tmp_path / "silent.mp4", capfd)
+    assert "picture" in refusal(files.read_video, tmp_path / "face.png", capfd)
+    assert files.read_video(tmp_path / "silent.mp4").audio is None
 
 
 def test_an_audio_file_without_samples_is_refused(tmp_path, capfd):
     write_wav(tmp_path / "empty.wav", b"", RATE)
-    assert "no samples" in refusal(media.read_audio, tmp_path / "empty.wav", capfd)
+    assert "no samples" in refusal(files.read_audio, tmp_path / "empty.wav", capfd)
 
 
 def test_samples_that_are_not_numbers_are_refused(tmp_path, capfd):
     wave = tone(0.5)
     wave[0, 100] = float("nan")
     write_audio(tmp_path / "nan.wav", wave, RATE, "pcm_f32le", "mono")
-    assert "NaN" in refusal(media.read_audio, tmp_path / "nan.wav", capfd)
+    assert "NaN" in refusal(files.read_audio, tmp_path / "nan.wav", capfd)
 
 
 # sound
@@ -254,7 +254,7 @@ def test_any_codec_sample_format_and_channel_count_is_read(
     wave = tone(1, rate, channels)
     path = tmp_path / f"voice.{suffix}"
     write_audio(path, wave, rate, codec, layout)
-    read, read_rate = media.read_audio(path)
+    read, read_rate = files.read_audio(path)
     assert read.dtype == torch.float32
     assert read_rate == rate
     assert len(read) == channels
@@ -265,13 +265,13 @@ def test_any_codec_sample_format_and_channel_count_is_read(
 
 def test_only_the_seconds_asked_for_are_read(tmp_path):
     write_audio(tmp_path / "long.wav", tone(3), RATE, "pcm_s16le", "mono")
-    wave, _ = media.read_audio(tmp_path / "long.wav", max_seconds=1.25)
+    wave, _ = files.read_audio(tmp_path / "long.wav", max_seconds=1.25)
     assert wave.shape == (1, 30000)
 
 
 def test_a_single_sample_is_sound(tmp_path):
     write_wav(tmp_path / "click.wav", b"\x00\x40", RATE)
-    wave, rate = media.read_audio(tmp_path / "click.wav")
+    wave, rate = files.read_audio(tmp_path / "click.wav")
     assert wave.tolist() == [[0.5]]
     assert rate == RATE
 
@@ -280,7 +280,7 @@ def test_a_single_sample_is_sound(tmp_path):
 
 
 def test_a_written_video_comes_back(clip):
-    video = media.read_video(clip)
+    video = files.read_video(clip)
     frames = moving_picture(81)
     assert video.fps == 16
     assert video.frames.shape == frames.shape
@@ -295,21 +295,21 @@ def test_a_written_video_comes_back(clip):
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
 def test_picture_and_sound_are_equally_long(tmp_path, suffix):
     path = tmp_path / f"clip{suffix}"
-    media.write_mp4(path, moving_picture(33), 16, tone(5, channels=2), RATE)
+    files.write_mp4(path, moving_picture(33), 16, tone(5, channels=2), RATE)
     with av.open(path) as container:
         assert abs(container.duration / 1e6 - 33 / 16) < 1024 / RATE + 1e-3  # Matroska counts in milliseconds
         assert container.streams.video[0].codec_context.name == "h264"
         assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
         assert container.streams.audio[0].codec_context.name == "aac"
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-    video = media.read_video(path)
+    video = files.read_video(path)
     assert len(video.frames) == 33
     assert 0 <= video.audio[0].shape[1] - round(33 / 16 * RATE) < 1024
 
 
 def test_short_sound_is_filled_with_silence(tmp_path):
-    media.write_mp4(tmp_path / "clip.mp4", moving_picture(33), 16, tone(0.5)[0], RATE)
-    wave, _ = media.read_video(tmp_path / "clip.mp4").audio
+    files.write_mp4(tmp_path / "clip.mp4", moving_picture(33), 16, tone(0.5)[0], RATE)
+    wave, _ = files.read_video(tmp_path / "clip.mp4").audio
     assert wave.shape[1] >= round(33 / 16 * RATE)
     assert wave[0, : RATE // 2].abs().max() > 0.4
     assert wave[0, RATE // 2 + 2048 :].abs().max() < 1e-3
@@ -323,11 +323,11 @@ def test_a_video_can_be_played_while_it_downloads(clip):
 def test_colours_are_tagged_and_kept(tmp_path):
     colours = torch.tensor([[200, 30, 40], [30, 180, 60], [40, 50, 210], [128, 128, 128]], dtype=torch.uint8)
     frames = colours.repeat_interleave(32, 0).expand(5, 64, 128, 3).contiguous()
-    media.write_mp4(tmp_path / "colours.mp4", frames, 16, torch.zeros(7500), RATE)
+    files.write_mp4(tmp_path / "colours.mp4", frames, 16, torch.zeros(7500), RATE)
     with av.open(tmp_path / "colours.mp4") as container:
         context = container.streams.video[0].codec_context
         assert (context.colorspace, context.color_primaries, context.color_trc) == (1, 1, 1)
-    read = media.read_video(tmp_path / "colours.mp4").frames[2, 32, 16::32]
+    read = files.read_video(tmp_path / "colours.mp4").frames[2, 32, 16::32]
     assert (read.int() - colours.int()).abs().max() <= 6
 
 
@@ -335,7 +335,7 @@ def test_a_phone_video_stands_upright(tmp_path):
     frames = torch.zeros(6, 48, 96, 3, dtype=torch.uint8)
     frames[:, :, :48] = 255  # stored lying: its left is the top once turned clockwise
     write_video(tmp_path / "phone.mp4", frames, range(6), Fraction(1, 30), rotation=-90)
-    read = media.read_video(tmp_path / "phone.mp4").frames
+    read = files.read_video(tmp_path / "phone.mp4").frames
     assert read.shape == (6, 96, 48, 3)
     assert read[:, 10].min() > 240
     assert read[:, -10].max() < 15
@@ -353,37 +353,37 @@ def numbers(frames):
 @pytest.mark.parametrize("fps", [60, 30, 25, 24, 12])
 def test_frames_are_resampled_to_the_nearest_in_time(fps):
     frames = numbered(48)
-    resampled = media.resample_frames(frames, fps)
+    resampled = files.resample_frames(frames, fps)
     assert abs(len(resampled) / 16 - 48 / fps) <= 0.5 / 16
     for i, number in enumerate(numbers(resampled)):
         assert abs(number / fps - i / 16) <= 0.5 / fps + 1e-6
 
 
 def test_16_frames_per_second_stay_as_they_are():
-    assert torch.equal(media.resample_frames(numbered(33), 16), numbered(33))
+    assert torch.equal(files.resample_frames(numbered(33), 16), numbered(33))
 
 
 @pytest.mark.parametrize("fps", [60, 30, 25, 12])
 def test_reading_at_a_rate_gives_the_frames_that_resampling_gives(tmp_path, fps):
     write_video(tmp_path / "clip.mp4", numbered(48), range(48), Fraction(1, fps), fps=fps)
-    whole = media.read_video(tmp_path / "clip.mp4")
+    whole = files.read_video(tmp_path / "clip.mp4")
     assert whole.fps == fps
     assert numbers(whole.frames) == list(range(48))
-    at_16 = media.read_video(tmp_path / "clip.mp4", fps=16)
+    at_16 = files.read_video(tmp_path / "clip.mp4", fps=16)
     assert at_16.fps == 16
-    assert numbers(at_16.frames) == numbers(media.resample_frames(whole.frames, fps))
+    assert numbers(at_16.frames) == numbers(files.resample_frames(whole.frames, fps))
 
 
 def test_a_variable_frame_rate_is_evened_out(tmp_path):
     stamps = [0, 1, 2, 3, 4, 5, 10, 15, 20, 25]  # in 1/30 s: the second half is slower
     write_video(tmp_path / "phone.mp4", numbered(10), stamps, Fraction(1, 30))
-    frames = numbers(media.read_video(tmp_path / "phone.mp4", fps=30).frames)
+    frames = numbers(files.read_video(tmp_path / "phone.mp4", fps=30).frames)
     assert frames[:6] == [0, 1, 2, 3, 4, 5]
     assert [frames[stamp] for stamp in stamps] == list(range(10))
 
 
 def test_a_long_video_is_read_only_as_far_as_asked(clip):
-    video = media.read_video(clip, max_seconds=1.5)
+    video = files.read_video(clip, max_seconds=1.5)
     assert len(video.frames) == 24
     assert video.audio[0].shape == (1, 36000)
 
@@ -401,7 +401,7 @@ def test_sound_that_starts_late_stays_in_time(tmp_path):
         frame.rate, frame.pts, frame.time_base = RATE, RATE // 2, Fraction(1, RATE)
         container.mux(audio.encode(frame))
         container.mux(audio.encode(None))
-    wave, _ = media.read_video(tmp_path / "late.mkv").audio
+    wave, _ = files.read_video(tmp_path / "late.mkv").audio
     assert wave[0, : RATE // 2 - 50].abs().max() == 0
     assert wave[0, RATE // 2 : RATE // 2 + 200].abs().max() > 0.4
 
@@ -416,8 +416,8 @@ def test_the_cover_of_a_song_is_no_video(tmp_path, capfd):
     (tmp_path / "song.mp3").write_bytes(
         b"ID3\x03\x00\x00" + size + tag + (tmp_path / "plain.mp3").read_bytes()
     )
-    assert media.read_audio(tmp_path / "song.mp3")[1] == RATE
-    assert "no video" in refusal(media.read_video, tmp_path / "song.mp3", capfd)
+    assert files.read_audio(tmp_path / "song.mp3")[1] == RATE
+    assert "no video" in refusal(files.read_video, tmp_path / "song.mp3", capfd)
 
 
 # sizes
@@ -435,26 +435,26 @@ def test_the_cover_of_a_song_is_no_video(tmp_path, capfd):
     ],
 )
 def test_the_shorter_side_is_given_and_the_longer_rounded_up(picture, short_side, expected):
-    assert media.size_for(*picture, short_side) == expected
+    assert files.size_for(*picture, short_side) == expected
 
 
 @pytest.mark.parametrize("short_side", [0, -32, 720, 33])
 def test_a_side_that_is_no_multiple_of_32_is_refused(short_side):
     with pytest.raises(UserError, match="multiple of 32; try"):
-        media.size_for(512, 512, short_side)
+        files.size_for(512, 512, short_side)
 
 
 def test_a_picture_is_cut_in_the_middle_and_resized():
     picture = torch.zeros(100, 300, 3, dtype=torch.uint8)
     picture[:, 100:200] = 255
-    assert torch.equal(media.fit_image(picture, 64, 64), torch.full((64, 64, 3), 255, dtype=torch.uint8))
-    assert torch.equal(media.fit_image(picture, 300, 100), picture)
-    assert media.fit_image(picture.expand(5, -1, -1, -1), 96, 160).shape == (5, 160, 96, 3)
+    assert torch.equal(files.fit_image(picture, 64, 64), torch.full((64, 64, 3), 255, dtype=torch.uint8))
+    assert torch.equal(files.fit_image(picture, 300, 100), picture)
+    assert files.fit_image(picture.expand(5, -1, -1, -1), 96, 160).shape == (5, 160, 96, 3)
 
 
 def test_making_a_picture_smaller_does_not_alias():
     stripes = (torch.arange(256) % 2 * 255).to(torch.uint8).view(1, -1, 1).expand(256, -1, 3)
-    small = media.fit_image(stripes, 50, 50)[5:-5, 5:-5].double()
+    small = files.fit_image(stripes, 50, 50)[5:-5, 5:-5].double()
     assert (small - 127.5).abs().max() < 12
 
 
@@ -474,18 +474,18 @@ def test_making_a_picture_smaller_does_not_alias():
 def test_a_bad_output_is_refused_before_the_work(tmp_path, name, message):
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(UserError, match=message):
-        media.check_output(tmp_path / name)
+        files.check_output(tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ["folder.mp4"]
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that nobody can write to")
 def test_a_folder_that_cannot_be_written_is_refused():
     with pytest.raises(UserError, match="cannot be written"):
-        media.check_output("/proc/clip.mp4")
+        files.check_output("/proc/clip.mp4")
 
 
 def test_a_good_output_is_checked_without_a_trace(tmp_path):
-    assert media.check_output(tmp_path / "clip.MP4") == tmp_path / "clip.MP4"
+    assert files.check_output(tmp_path / "clip.MP4") == tmp_path / "clip.MP4"
     assert not list(tmp_path.iterdir())
 
 
@@ -504,7 +504,7 @@ def test_a_good_output_is_checked_without_a_trace(tmp_path):
 def test_values_that_cannot_be_written_are_refused(tmp_path, change, message):
     good = {"frames": numbered(5), "fps": 16, "waveform": torch.zeros(7500), "rate": RATE}
     with pytest.raises(UserError, match=message):
-        media.write_mp4(tmp_path / "clip.mp4", **good | change)
+        files.write_mp4(tmp_path / "clip.mp4", **good | change)
     assert not list(tmp_path.iterdir())
 
 
@@ -513,19 +513,19 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"the old video")
     script = (
         "import resource, sys, torch\n"
-        "from uniavgen_core import media\n"
+        "from uniavgen_core.media import files\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "frames = torch.randint(0, 255, (33, 96, 96, 3), dtype=torch.uint8)\n"
         "try:\n"
-        "    media.write_mp4(sys.argv[1], frames, 16, torch.zeros(1), 24000)\n"
-        "except media.UserError as error:\n"
+        "    files.write_mp4(sys.argv[1], frames, 16, torch.zeros(1), 24000)\n"
+        "except files.UserError as error:\n"
         "    print(error)\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", script, tmp_path / "clip.mp4"],
         capture_output=True,
         text=True,
-        cwd=Path(media.__file__).parents[1],
+        cwd=Path(files.__file__).parents[2],
     )
     assert run.stderr == ""
     assert "cannot be written (File too large)" in run.stdout
@@ -547,5 +547,5 @@ def test_a_stop_in_the_last_moment_leaves_nothing(tmp_path, monkeypatch, failure
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(expected, match=message):
-        media.write_mp4(tmp_path / "clip.mp4", moving_picture(9), 16, tone(1), RATE)
+        files.write_mp4(tmp_path / "clip.mp4", moving_picture(9), 16, tone(1), RATE)
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from uniavgen_core.errors import UserError
-from uniavgen_core.mel import (
+from uniavgen_core.media.mel import (
     SAMPLE_RATE,
     latent_to_mel,
     log_mel,
@@ -21,9 +21,10 @@ from uniavgen_core.mel import (
     resample,
     to_mono,
 )
+from uniavgen_core.verify import GOLDEN
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = load_file(ROOT / "tests" / "golden" / "mel_case.safetensors")
+MEL_CASE = load_file(GOLDEN / "mel_case.safetensors")
 
 
 def relative_error(got, expected):
@@ -35,10 +36,10 @@ def tone(frequency, rate, seconds=0.5):
 
 
 def test_the_golden_waveform_gives_the_golden_mel_and_latent():
-    mel = log_mel(GOLDEN["waveform"])
-    assert relative_error(mel, GOLDEN["log_mel"]) < 1e-6
-    assert relative_error(mel_to_latent(mel), GOLDEN["latent"]) < 1e-6
-    assert relative_error(latent_to_mel(GOLDEN["latent"]), GOLDEN["log_mel"]) < 1e-6
+    mel = log_mel(MEL_CASE["waveform"])
+    assert relative_error(mel, MEL_CASE["log_mel"]) < 1e-6
+    assert relative_error(mel_to_latent(mel), MEL_CASE["latent"]) < 1e-6
+    assert relative_error(latent_to_mel(MEL_CASE["latent"]), MEL_CASE["log_mel"]) < 1e-6
 
 
 @settings(max_examples=30, deadline=None)
@@ -55,9 +56,9 @@ def test_a_second_of_sound_is_a_hundred_frames_in_any_batch(batch, samples):
     ("dtype", "limit"), [(torch.float64, 1e-6), (torch.float16, 2e-2), (torch.bfloat16, 2e-1)]
 )
 def test_any_floating_point_sound_is_computed_in_fp32(dtype, limit):
-    mel = log_mel(GOLDEN["waveform"].to(dtype))
+    mel = log_mel(MEL_CASE["waveform"].to(dtype))
     assert mel.dtype == torch.float32
-    assert relative_error(mel, GOLDEN["log_mel"]) < limit
+    assert relative_error(mel, MEL_CASE["log_mel"]) < limit
 
 
 def test_digital_silence_is_the_floor_of_the_log():
@@ -149,7 +150,7 @@ def test_mel_and_resampling_need_no_torchaudio():
     code = (
         "import sys; sys.modules['torchaudio'] = None\n"
         "import torch\n"
-        "from uniavgen_core.mel import log_mel, prepare_audio\n"
+        "from uniavgen_core.media.mel import log_mel, prepare_audio\n"
         "print(*log_mel(prepare_audio(torch.rand(2, 44100), 44100)).shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -9,22 +9,26 @@ from types import SimpleNamespace
 import oracle
 import pytest
 import torch
-from conftest import inputs, randomise
+from conftest import forward, inputs, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from uniavgen_core import DualBranchDiT
-from uniavgen_core.config import TINY
-from uniavgen_core.convnext import SpeechEncoder
-from uniavgen_core.layers import sdpa
-from uniavgen_core.model import Cache, Velocity
+from uniavgen_core.model.cache import Cache
+from uniavgen_core.model.config import TINY
+from uniavgen_core.model.inputs import Velocity
+from uniavgen_core.model.layers import sdpa
+from uniavgen_core.model.speech_encoder import SpeechEncoder
 
 KINDS = ("Linear", "Conv1d", "Conv3d", "Embedding", "LayerNorm", "RMSNorm")
 
 
-def known(frames: int = 0, mels: int = 0, of_frames: int = 3, of_mels: int = 23) -> dict:
-    return {"known_video": torch.arange(of_frames) < frames, "known_audio": torch.arange(of_mels) < mels}
+def conditioned(frames: int = 0, mels: int = 0, of_frames: int = 3, of_mels: int = 23) -> dict:
+    return {
+        "conditioned_video": torch.arange(of_frames) < frames,
+        "conditioned_audio": torch.arange(of_mels) < mels,
+    }
 
 
 def same(a: Velocity, b: Velocity) -> bool:
@@ -71,7 +75,7 @@ def test_forward_equals_the_transcription_for_any_task(data, frames, mels, voice
     options = {"a2v": data.draw(st.booleans()), "v2a": data.draw(st.booleans())}
     options["skip_layers"] = data.draw(st.sampled_from([(), (1,), (2,)]))
     arguments = inputs(config, frames=frames, mels=mels, rows=2, columns=4, reference_mels=voice, seed=mels)
-    out = model(**arguments, **known(n_v, n_a, frames, mels), **options)
+    out = forward(model, **arguments, **conditioned(n_v, n_a, frames, mels), **options)
     clip = {k: arguments[k][0].double() for k in arguments if k != "time"}
     clip = oracle.Clip(**clip, time=float(arguments["time"]), n_v=n_v, n_a=n_a, **options)
     state = {k: v.double() for k, v in model.state_dict().items()}
@@ -105,12 +109,12 @@ def test_unknown_symbol_ids_are_an_error(ids):
 )
 def test_half_precision_stays_close_to_float32(model, dtype, bound):
     """Relative error of a whole forward; measured 0.007 and 0.0009."""
-    arguments = {**inputs(model.config, reference_mels=5), **known(1, 4)}
+    arguments = {**inputs(model.config, reference_mels=5), **conditioned(1, 4)}
     half = DualBranchDiT(model.config, dtype=dtype).eval()
     half.load_state_dict(model.state_dict())
     cast = {k: v.to(dtype) if v.is_floating_point() and k != "time" else v for k, v in arguments.items()}
     with torch.no_grad():
-        out, wanted = half(**cast), model(**arguments)
+        out, wanted = forward(half, **cast), forward(model, **arguments)
     assert out.video.dtype == out.audio.dtype == torch.float32
     errors = [oracle.relative_error(a, b) for a, b in zip(out[:2], wanted[:2])]
     assert max(errors) < bound, errors
@@ -121,9 +125,10 @@ def test_a_batch_of_three_equals_three_batches_of_one(model):
     """Other times, reference voices and speech texts of other lengths in every sample."""
     arguments = {**inputs(model.config, batch=3, reference_mels=7)}
     voices, texts = [7, 2, 5], [4, 11, 8]
-    together = model(
+    together = forward(
+        model,
         **arguments,
-        **known(1, 6),
+        **conditioned(1, 6),
         reference_mel_lengths=torch.tensor(voices),
         speech_lengths=torch.tensor(texts),
     )
@@ -131,7 +136,7 @@ def test_a_batch_of_three_equals_three_batches_of_one(model):
         alone = {k: v[i : i + 1] for k, v in arguments.items()}
         alone["reference_mel"] = alone["reference_mel"][:, : voices[i]]
         alone["speech"] = alone["speech"][:, : texts[i]]
-        wanted = model(**alone, **known(1, 6))
+        wanted = forward(model, **alone, **conditioned(1, 6))
         got = Velocity(together.video[i : i + 1], together.audio[i : i + 1], {})
         assert close(got, wanted), i
         for block, mask in wanted.face_masks.items():
@@ -142,9 +147,9 @@ def test_every_sample_of_a_batch_has_its_own_time(model):
     arguments = inputs(model.config, batch=2)
     both = {k: v[:1].repeat(2, *[1] * (v.ndim - 1)) for k, v in arguments.items()}
     both["time"] = torch.tensor([900.0, 30.0])
-    out = model(**both)
+    out = forward(model, **both)
     for i, time in enumerate((900.0, 30.0)):
-        wanted = model(**{k: v[:1] for k, v in both.items()} | {"time": torch.tensor([time])})
+        wanted = forward(model, **{k: v[:1] for k, v in both.items()} | {"time": torch.tensor([time])})
         assert close(Velocity(out.video[i : i + 1], out.audio[i : i + 1], {}), wanted)
     assert not torch.allclose(out.video[0], out.video[1], atol=1e-2)
     assert not torch.allclose(out.audio[0], out.audio[1], atol=1e-2)
@@ -154,7 +159,7 @@ def test_every_sample_of_a_batch_has_its_own_time(model):
 @pytest.mark.parametrize("frames", [1, 2])
 def test_odd_latent_sizes_run(model, rows, columns, frames):
     arguments = inputs(model.config, batch=2, frames=frames, mels=7, rows=rows, columns=columns)
-    out = model(**arguments)
+    out = forward(model, **arguments)
     assert out.video.shape == arguments["video"].shape
     assert out.audio.shape == arguments["audio"].shape
     assert out.video.isfinite().all()
@@ -163,7 +168,7 @@ def test_odd_latent_sizes_run(model, rows, columns, frames):
         x = arguments[name]
         x = torch.cat((x, x[..., -1:, :]), -2) if rows % 2 else x
         even[name] = torch.cat((x, x[..., -1:]), -1) if columns % 2 else x
-    assert torch.equal(out.video, model(**even).video[..., :rows, :columns])
+    assert torch.equal(out.video, forward(model, **even).video[..., :rows, :columns])
 
 
 def test_text_padding_is_seen_by_the_video_and_not_by_the_audio(released):
@@ -172,7 +177,9 @@ def test_text_padding_is_seen_by_the_video_and_not_by_the_audio(released):
     longer = dict(arguments)
     longer["caption"] = nn.functional.pad(arguments["caption"], (0, 0, 0, 20))
     longer["speech"] = nn.functional.pad(arguments["speech"], (0, 0, 0, 6), value=3.0)
-    assert close(released(**longer, speech_lengths=torch.tensor([11])), released(**arguments), 1e-6)
+    assert close(
+        forward(released, **longer, speech_lengths=torch.tensor([11])), forward(released, **arguments), 1e-6
+    )
 
 
 # what a host may replace
@@ -195,7 +202,7 @@ def test_every_layer_with_weights_comes_from_the_hosts_namespace(make_model):
         foreign = [n for n, m in model.named_modules() if type(m) in {getattr(nn, k) for k in KINDS}]
         assert foreign == []
         model.text_embedding(torch.tensor([[1, 2, -1]]))
-        model(**inputs(model.config))
+        forward(model, **inputs(model.config))
     assert set(used) == set(KINDS)
 
 
@@ -221,7 +228,7 @@ def test_weights_of_a_hosts_layers_are_only_used_by_those_layers(model):
     hosted.load_state_dict({k: -v if k.rpartition(".")[0] in theirs else v for k, v in state.items()})
     arguments = inputs(model.config, reference_mels=3)
     with torch.no_grad():
-        assert close(hosted(**arguments), model(**arguments), 1e-6)
+        assert close(forward(hosted, **arguments), forward(model, **arguments), 1e-6)
 
 
 def test_the_attention_function_can_be_replaced(model):
@@ -240,8 +247,8 @@ def test_the_attention_function_can_be_replaced(model):
 
         return attend
 
-    out = model(**arguments, **lengths, attention=naive("video"), audio_attention=naive("audio"))
-    assert close(out, model(**arguments, **lengths), 1e-6)
+    out = forward(model, **arguments, **lengths, attention=naive("video"), audio_attention=naive("audio"))
+    assert close(out, forward(model, **arguments, **lengths), 1e-6)
     layers, exchanges = model.config.layers, len(model.config.interaction_layers)
     assert calls == {"video": 2 * layers, "audio": 2 * layers + exchanges}
 
@@ -256,14 +263,14 @@ def test_the_attention_function_can_be_replaced(model):
         ({"a2v": False}, False, True),
         ({"v2a": False}, True, False),
         ({"a2v": False, "v2a": False}, False, False),
-        (known(1, 4), True, True),
-        (known(frames=3), False, True),
-        (known(mels=23), True, False),
+        (conditioned(1, 4), True, True),
+        (conditioned(frames=3), False, True),
+        (conditioned(mels=23), True, False),
     ],
 )
 def test_a_direction_that_is_off_or_has_nothing_to_change_is_not_computed(model, options, a2v, v2a):
     with Calls(model) as calls:
-        out = model(**inputs(model.config), **options)
+        out = forward(model, **inputs(model.config), **options)
     assert ("a2v_blocks.0.q" in calls) == ("a2v_blocks.0.o" in calls) == a2v
     assert ("v2a_blocks.0.q" in calls) == ("v2a_blocks.0.o" in calls) == v2a
     assert bool(out.face_masks) == (a2v or v2a)
@@ -285,7 +292,7 @@ def test_video_is_projected_once_per_latent_frame_and_audio_once_per_mel_frame(r
         for way, blocks in (("a2v", released.a2v_blocks), ("v2a", released.v2a_blocks))
         for part in ("k", "v")
     ]
-    released(**inputs(released.config, frames=3, mels=23, rows=4, columns=6))
+    forward(released, **inputs(released.config, frames=3, mels=23, rows=4, columns=6))
     for hook in hooks:
         hook.remove()
     tokens = 3 * 2 * 3
@@ -311,7 +318,7 @@ def test_a_forward_embeds_two_times_per_branch_not_one_per_token(model, make_mod
         hosted.get_submodule(name).register_forward_pre_hook(
             lambda module, args, name=name: rows.__setitem__(name, args[0].numel() // args[0].shape[-1])
         )
-    hosted(**inputs(model.config), **known(1, 4))
+    forward(hosted, **inputs(model.config), **conditioned(1, 4))
     assert len(rows) == 4
     assert max(rows.values()) <= 2
 
@@ -320,8 +327,8 @@ def test_a_forward_embeds_two_times_per_branch_not_one_per_token(model, make_mod
 def test_known_frames_are_not_changed_by_the_interaction(make_model, branch):
     """With one layer the interaction comes last: a known frame's velocity cannot tell it was there."""
     model = make_model("released", layers=1, interaction_layers=(0,))
-    arguments = {**inputs(model.config, reference_mels=3), **known(2, 6)}
-    on, off = model(**arguments), model(**arguments, a2v=False, v2a=False)
+    arguments = {**inputs(model.config, reference_mels=3), **conditioned(2, 6)}
+    on, off = forward(model, **arguments), forward(model, **arguments, a2v=False, v2a=False)
     if branch == "video":
         on, off, count = on.video[0].transpose(0, 1), off.video[0].transpose(0, 1), 2
     else:
@@ -334,12 +341,12 @@ def test_known_frames_are_not_changed_by_the_interaction(make_model, branch):
 
 
 TASKS = {
-    "joint": known(1, 0),
-    "reference voice": known(1, 0),
-    "continuation": known(2, 9),
-    "dubbing": known(3, 0),
-    "audio-driven": known(1, 23),
-    "both known": known(3, 23),
+    "joint": conditioned(1, 0),
+    "reference voice": conditioned(1, 0),
+    "continuation": conditioned(2, 9),
+    "dubbing": conditioned(3, 0),
+    "audio-driven": conditioned(1, 23),
+    "both known": conditioned(3, 23),
 }
 
 
@@ -349,10 +356,10 @@ def steps(config, task: str, count: int = 3):
     for i in range(count):
         noise = inputs(config, seed=i + 1)
         arguments["video"] = torch.where(
-            arguments["known_video"][:, None, None], arguments["video"], noise["video"]
+            arguments["conditioned_video"][:, None, None], arguments["video"], noise["video"]
         )
         arguments["audio"] = torch.where(
-            arguments["known_audio"][:, None], arguments["audio"], noise["audio"]
+            arguments["conditioned_audio"][:, None], arguments["audio"], noise["audio"]
         )
         arguments["time"] = torch.tensor([1000.0 / (i + 1)])
         yield dict(arguments)
@@ -362,7 +369,7 @@ def steps(config, task: str, count: int = 3):
 def test_results_with_a_cache_equal_those_without(model, task):
     cache = Cache()
     for arguments in steps(model.config, task):
-        assert same(model(**arguments, cache=cache), model(**arguments))
+        assert same(forward(model, **arguments, cache=cache), forward(model, **arguments))
 
 
 @pytest.mark.parametrize("task", ["dubbing", "audio-driven"])
@@ -371,7 +378,10 @@ def test_one_cache_serves_steps_with_and_without_interaction(model, task):
     cache = Cache()
     for i, arguments in enumerate(steps(model.config, task, 4)):
         options = {"a2v": i >= 2, "v2a": i >= 2, "skip_layers": ((1,), ())[i % 2]}
-        got, wanted = model(**arguments, **options, cache=cache), model(**arguments, **options)
+        got, wanted = (
+            forward(model, **arguments, **options, cache=cache),
+            forward(model, **arguments, **options),
+        )
         assert torch.equal(got.video, wanted.video)
         assert torch.equal(got.audio, wanted.audio)
 
@@ -387,7 +397,7 @@ def test_a_fully_known_branch_runs_once_over_many_steps(model, task, still, movi
     cache = Cache()
     with Calls(model) as calls:
         for arguments in steps(model.config, task, 4):
-            model(**arguments, cache=cache)
+            forward(model, **arguments, cache=cache)
     for layer in range(model.config.layers):
         assert calls[f"{still}.{layer}"] == 1
         assert calls[f"{moving}.{layer}"] == 4
@@ -396,7 +406,7 @@ def test_a_fully_known_branch_runs_once_over_many_steps(model, task, still, movi
         ("v2a_blocks.0.k", "v2a_blocks.0.v") if task == "dubbing" else ("a2v_blocks.0.k", "a2v_blocks.0.v")
     )
     with Calls(model) as later:
-        model(**arguments, cache=cache)
+        forward(model, **arguments, cache=cache)
     assert not any(name in later for name in reading)
 
 
@@ -404,7 +414,7 @@ def test_texts_are_embedded_once_over_many_steps(model):
     cache = Cache()
     with Calls(model) as calls:
         for arguments in steps(model.config, "joint", 3):
-            model(**arguments, cache=cache)
+            forward(model, **arguments, cache=cache)
     assert calls["text_embedding_video.0"] == calls["text_proj"] == 1
     for blocks in ("blocks", "audio_blocks"):
         for layer in range(model.config.layers):
@@ -438,8 +448,8 @@ def test_a_skipped_layer_is_left_out_with_its_interaction(model, make_model, ski
         else:
             state[name] = x
     shorter.load_state_dict(state)
-    arguments = {**inputs(config, reference_mels=4), **known(1, 0)}
-    out, wanted = model(**arguments, skip_layers=(skipped,)), shorter(**arguments)
+    arguments = {**inputs(config, reference_mels=4), **conditioned(1, 0)}
+    out, wanted = forward(model, **arguments, skip_layers=(skipped,)), forward(shorter, **arguments)
     assert torch.equal(out.video, wanted.video)
     assert torch.equal(out.audio, wanted.audio)
     assert set(out.face_masks) == {config.interaction_layers.index(i) for i in meeting}
@@ -466,7 +476,7 @@ def test_a_skipped_layer_is_left_out_with_its_interaction(model, make_model, ski
 def test_a_wrong_shape_is_named_with_what_was_expected(released, name, shape, wanted):
     arguments = {**inputs(released.config, reference_mels=4), name: torch.zeros(shape)}
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        released(**arguments)
+        forward(released, **arguments)
     message = str(error.value)
     assert "\n" not in message
     if name != "video":  # everything else is measured against the video
@@ -478,13 +488,13 @@ def test_a_wrong_shape_is_named_with_what_was_expected(released, name, shape, wa
 def test_a_caption_that_is_too_long_is_an_error(released):
     arguments = {**inputs(released.config), "caption": torch.zeros(1, 65, 64)}
     with pytest.raises(ValueError, match="caption has 65 tokens, at most 64 fit"):
-        released(**arguments)
+        forward(released, **arguments)
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(4, dtype=torch.bool), torch.zeros(3)])
 def test_a_mask_of_known_frames_that_does_not_fit_is_an_error(released, wrong):
-    with pytest.raises(ValueError, match=r"known_video is torch\..*expected torch.bool \(3,\)"):
-        released(**inputs(released.config), known_video=wrong)
+    with pytest.raises(ValueError, match=r"conditioned_video is torch\..*expected torch.bool \(3,\)"):
+        forward(released, **inputs(released.config), conditioned_video=wrong)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ from dataclasses import replace
 import oracle
 import pytest
 import torch
-from conftest import inputs, randomise
+from conftest import forward, inputs, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import linear, part
 from torch import Tensor
 
 from uniavgen_core import DualBranchDiT
-from uniavgen_core.config import TINY
+from uniavgen_core.model.config import TINY
 
 PAPER = replace(TINY, variant="paper", layers=1, interaction_layers=(0,))
 T, H, W = 3, 2, 3  # latent frames, tokens down and across
@@ -33,7 +33,7 @@ def before_self_attention(model: DualBranchDiT, arguments: dict, block: int = 0)
         model.blocks[block].register_forward_pre_hook(keep("video")),
         model.audio_blocks[block].register_forward_pre_hook(keep("audio")),
     ]
-    model(**arguments)
+    forward(model, **arguments)
     for hook in hooks:
         hook.remove()
     frames, rows, columns = arguments["video"].shape[2:]
@@ -81,7 +81,7 @@ def mask_of(w: oracle.State, video: Tensor) -> Tensor:
 
 
 def test_face_mask_is_the_sigmoid_of_a_linear_layer_on_the_normalised_video(model, clip, plain, weights):
-    shown = model(**clip).face_masks[0][0].double()
+    shown = forward(model, **clip).face_masks[0][0].double()
     assert oracle.relative_error(shown, mask_of(weights[0], plain[0]).flatten(1)) < 1e-6
 
 
@@ -134,8 +134,8 @@ def test_known_frames_and_references_are_not_changed(model, clip):
     known = {
         **clip,
         "reference_mel": inputs(PAPER, reference_mels=5)["reference_mel"],
-        "known_video": torch.arange(T) < 1,
-        "known_audio": torch.arange(L) < 4,
+        "conditioned_video": torch.arange(T) < 1,
+        "conditioned_audio": torch.arange(L) < 4,
     }
     off = before_self_attention(model, {**known, "a2v": False, "v2a": False})
     on = before_self_attention(model, known)
@@ -168,11 +168,11 @@ def test_with_its_zero_initial_output_the_model_is_two_independent_transformers(
             layer.o.weight.zero_()
             layer.o.bias.zero_()
         given = inputs(config, batch=2, reference_mels=4)
-        apart = model(**given, a2v=False, v2a=False)
-        together = model(**given)
+        apart = forward(model, **given, a2v=False, v2a=False)
+        together = forward(model, **given)
         other = inputs(config, batch=2, reference_mels=4, seed=1)
-        other_audio = model(**{**given, "audio": other["audio"], "speech": other["speech"]})
-        other_video = model(**{**given, "video": other["video"], "caption": other["caption"]})
+        other_audio = forward(model, **{**given, "audio": other["audio"], "speech": other["speech"]})
+        other_video = forward(model, **{**given, "video": other["video"], "caption": other["caption"]})
     assert together.face_masks
     assert torch.equal(together.video, apart.video)
     assert torch.equal(together.audio, apart.audio)
@@ -193,7 +193,12 @@ def test_whole_forward_equals_the_transcription(reach, frames, mels, voice, data
     model = randomise(DualBranchDiT(config), reach)
     given = inputs(config, frames=frames, mels=mels, reference_mels=voice, seed=mels)
     n_v, n_a = data.draw(st.integers(0, frames)), data.draw(st.integers(0, mels))
-    out = model(**given, known_video=torch.arange(frames) < n_v, known_audio=torch.arange(mels) < n_a)
+    out = forward(
+        model,
+        **given,
+        conditioned_video=torch.arange(frames) < n_v,
+        conditioned_audio=torch.arange(mels) < n_a,
+    )
     clip = oracle.Clip(
         **{k: given[k][0].double() for k in given if k != "time"}, time=float(given["time"]), n_v=n_v, n_a=n_a
     )

@@ -9,25 +9,25 @@ import pytest
 import torch
 from conftest import inputs
 
-from uniavgen_core import tasks
-from uniavgen_core.config import TINY
+from uniavgen_core import conditioning
 from uniavgen_core.errors import UserError
-from uniavgen_core.guidance import Guidance, Texts
-from uniavgen_core.model import Velocity
-from uniavgen_core.sampling import Cancelled, integrate, sample, schedule
+from uniavgen_core.model.config import TINY
+from uniavgen_core.model.inputs import TextConditioning, Velocity
+from uniavgen_core.sampling.guidance import Guidance
+from uniavgen_core.sampling.sampler import Cancelled, integrate, sample, schedule
 
 FRAMES, MELS = 3, 17
 GIVEN = inputs(TINY, frames=FRAMES, mels=MELS, reference_mels=5)
 IMAGE, VIDEO, MEL, VOICE = (GIVEN[k] for k in ("reference_image", "video", "audio", "reference_mel"))
-TEXTS = Texts(GIVEN["caption"], GIVEN["speech"])
-NULL = Texts(GIVEN["caption"][:, :2], GIVEN["speech"][:, :4])
+TEXTS = TextConditioning(GIVEN["caption"], GIVEN["speech"])
+NULL = TextConditioning(GIVEN["caption"][:, :2], GIVEN["speech"][:, :4])
 GUIDANCE = Guidance(skip_layers=(1,))
 TASKS = {
-    "joint": tasks.joint(IMAGE, FRAMES, MELS),
-    "reference-voice": tasks.reference_voice(IMAGE, VOICE, FRAMES, MELS),
-    "continuation": tasks.continuation(VIDEO[:, :, :2], MEL[:, :6], FRAMES, MELS),
-    "dubbing": tasks.dubbing(VIDEO, MELS),
-    "audio-driven": tasks.audio_driven(IMAGE, MEL, FRAMES),
+    "joint": conditioning.joint(IMAGE, FRAMES, MELS),
+    "reference-voice": conditioning.reference_voice(IMAGE, VOICE, FRAMES, MELS),
+    "continuation": conditioning.continuation(VIDEO[:, :, :2], MEL[:, :6], FRAMES, MELS),
+    "dubbing": conditioning.dubbing(VIDEO, MELS),
+    "audio-driven": conditioning.audio_driven(IMAGE, MEL, FRAMES),
 }
 
 
@@ -196,7 +196,7 @@ def test_a_whole_run_equals_the_transcription(model, mode):
     """Every mode in both variants, past the middle of the schedule, in float64."""
     task, config = TASKS[mode], model.config
     if config.variant == "paper" and mode == "reference-voice":
-        task = tasks.reference_voice(IMAGE, VOICE, FRAMES, MELS, "paper")
+        task = conditioning.reference_voice(IMAGE, VOICE, FRAMES, MELS, "paper")
     state = {k: v.double() for k, v in model.state_dict().items()}
     n_v, n_a = int(task.known_video.sum()), int(task.known_audio.sum())
     voice = None if task.reference_mel is None else task.reference_mel[0].double()

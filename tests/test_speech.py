@@ -10,9 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from uniavgen_core.errors import UserError
-from uniavgen_core.speech import load_vocabulary, null_symbol_ids, symbol_ids, unknown_symbols
+from uniavgen_core.media.speech import load_vocabulary, null_symbol_ids, symbol_ids, unknown_symbols
+from uniavgen_core.verify import GOLDEN
 
-CASES = json.loads((Path(__file__).parent / "golden" / "text_cases.json").read_text(encoding="utf-8"))
+CASES = json.loads((GOLDEN / "text_cases.json").read_text(encoding="utf-8"))
 MIDDLE = "\u4e2d"  # zhong1
 HELLO = "\u4f60\u597d"  # ni3 hao3, said ni2 hao3
 
@@ -130,7 +131,7 @@ def run_python(code: str) -> subprocess.CompletedProcess:
 def test_chinese_without_its_packages_says_what_to_install(package):
     done = run_python(
         f"import sys; sys.modules[{package!r}] = None\n"
-        "from uniavgen_core.speech import symbol_ids\n"
+        "from uniavgen_core.media.speech import symbol_ids\n"
         "symbol_ids('hello')\n"
         "symbol_ids('\\u4f60\\u597d', 'zh')"
     )
@@ -139,5 +140,5 @@ def test_chinese_without_its_packages_says_what_to_install(package):
 
 
 def test_chinese_prints_no_loading_messages():
-    done = run_python("from uniavgen_core.speech import symbol_ids; symbol_ids('\\u4f60\\u597d', 'zh')")
+    done = run_python("from uniavgen_core.media.speech import symbol_ids; symbol_ids('\\u4f60\\u597d', 'zh')")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

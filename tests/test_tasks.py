@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from uniavgen_core import tasks
+from uniavgen_core import conditioning
 from uniavgen_core.errors import UserError
 
 FRAMES, MELS = 5, 30
@@ -24,23 +24,23 @@ FIRST = VIDEO[:, :, :1]
 
 # mode: task, known latent frames, known mel frames, reference image, reference mel, V2A of the full pass
 TABLE = {
-    "joint": (tasks.joint(IMAGE, FRAMES, MELS), 1, 0, IMAGE, None, True),
-    "reference-voice": (tasks.reference_voice(IMAGE, VOICE, FRAMES, MELS), 1, 0, IMAGE, VOICE, False),
+    "joint": (conditioning.joint(IMAGE, FRAMES, MELS), 1, 0, IMAGE, None, True),
+    "reference-voice": (conditioning.reference_voice(IMAGE, VOICE, FRAMES, MELS), 1, 0, IMAGE, VOICE, False),
     "reference-voice, paper": (
-        tasks.reference_voice(IMAGE, VOICE, FRAMES, MELS, "paper"),
+        conditioning.reference_voice(IMAGE, VOICE, FRAMES, MELS, "paper"),
         *(1, 0, IMAGE, VOICE, True),
     ),
     "continuation": (
-        tasks.continuation(VIDEO[:, :, :2], MEL[:, :9], FRAMES, MELS),
+        conditioning.continuation(VIDEO[:, :, :2], MEL[:, :9], FRAMES, MELS),
         *(2, 9, FIRST, None, True),
     ),
     "continuation in a voice": (
-        tasks.continuation(VIDEO[:, :, :3], MEL[:, :1], FRAMES, MELS, VOICE),
+        conditioning.continuation(VIDEO[:, :, :3], MEL[:, :1], FRAMES, MELS, VOICE),
         *(3, 1, FIRST, VOICE, True),
     ),
-    "dubbing": (tasks.dubbing(VIDEO, MELS), FRAMES, 0, FIRST, None, True),
-    "dubbing in a voice": (tasks.dubbing(VIDEO, MELS, VOICE), FRAMES, 0, FIRST, VOICE, True),
-    "audio-driven": (tasks.audio_driven(IMAGE, MEL, FRAMES), 1, MELS, IMAGE, None, True),
+    "dubbing": (conditioning.dubbing(VIDEO, MELS), FRAMES, 0, FIRST, None, True),
+    "dubbing in a voice": (conditioning.dubbing(VIDEO, MELS, VOICE), FRAMES, 0, FIRST, VOICE, True),
+    "audio-driven": (conditioning.audio_driven(IMAGE, MEL, FRAMES), 1, MELS, IMAGE, None, True),
 }
 
 
@@ -67,11 +67,11 @@ def test_known_frames_are_overwritten_with_clean_data_and_others_are_left(mode):
 
 
 def test_the_five_modes_have_the_names_of_the_readme():
-    assert tasks.MODES == ("joint", "reference-voice", "continuation", "dubbing", "audio-driven")
+    assert conditioning.MODES == ("joint", "reference-voice", "continuation", "dubbing", "audio-driven")
 
 
 def test_noise_is_standard_normal_and_belongs_to_its_seed():
-    task = tasks.joint(normal(1, 48, 1, 16, 16), 9, 400)
+    task = conditioning.joint(normal(1, 48, 1, 16, 16), 9, 400)
     video, audio = task.noise(2025)
     assert video.shape == (1, 48, 9, 16, 16)
     assert audio.shape == (1, 400, 80)
@@ -85,44 +85,50 @@ def test_noise_is_standard_normal_and_belongs_to_its_seed():
 
 @pytest.mark.parametrize(("frames", "latents"), [(1, 1), (5, 2), (81, 21)])
 def test_latent_frames_of_4n_plus_1_video_frames(frames, latents):
-    assert tasks.latent_frames(frames) == latents
+    assert conditioning.latent_frames(frames) == latents
 
 
 @pytest.mark.parametrize(("frames", "instead"), [(80, 77), (82, 81), (84, 81), (2, 1), (0, 1), (-3, 1)])
 def test_other_numbers_of_frames_are_an_error_that_names_one_that_fits(frames, instead):
     with pytest.raises(UserError, match=rf"^{frames} video frames.*4n \+ 1.* {instead}$"):
-        tasks.latent_frames(frames)
+        conditioning.latent_frames(frames)
 
 
 @pytest.mark.parametrize(("frames", "mels"), [(81, 506), (1, 6), (5, 31), (77, 481), (49, 306), (16, 100)])
 def test_mel_frames_of_a_clip(frames, mels):
-    assert tasks.mel_frames(frames) == mels
+    assert conditioning.mel_frames(frames) == mels
 
 
 def test_a_clip_for_given_audio_is_the_longest_that_is_not_longer():
     for mels in range(7, 1200):
-        frames = tasks.frames_for_mels(mels)
+        frames = conditioning.frames_for_mels(mels)
         assert frames % 4 == 1
-        assert tasks.mel_frames(frames) <= mels < tasks.mel_frames(frames + 4)
+        assert conditioning.mel_frames(frames) <= mels < conditioning.mel_frames(frames + 4)
 
 
 @pytest.mark.parametrize(("frames", "snapped"), [(81, 81), (84.9, 81), (85, 85), (4, 1), (0.5, 1), (0, 1)])
 def test_frames_snap_down_to_4n_plus_1(frames, snapped):
-    assert tasks.snap_frames(frames) == snapped
+    assert conditioning.snap_frames(frames) == snapped
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: tasks.continuation(VIDEO, MEL[:, :9], 4, MELS), r"5 latent frames .*only 4 long"),
-        (lambda: tasks.continuation(VIDEO[:, :, :2], MEL, FRAMES, 12), r"30 mel frames .*only 12 long"),
-        (lambda: tasks.joint(IMAGE, 0, MELS), r"0 latent frames"),
-        (lambda: tasks.joint(IMAGE, FRAMES, 0), r"0 mel frames"),
-        (lambda: tasks.dubbing(VIDEO, 0), r"0 mel frames"),
-        (lambda: tasks.audio_driven(IMAGE, MEL[:, :0], FRAMES), r"0 mel frames"),
-        (lambda: tasks.reference_voice(IMAGE, VOICE[:, :0], FRAMES, MELS), r"reference voice is empty"),
-        (lambda: tasks.dubbing(VIDEO, MELS, VOICE[:, :0]), r"reference voice is empty"),
-        (lambda: tasks.audio_driven(IMAGE, MEL.repeat(2, 1, 1), FRAMES), r"1 videos but 2 mels"),
+        (lambda: conditioning.continuation(VIDEO, MEL[:, :9], 4, MELS), r"5 latent frames .*only 4 long"),
+        (
+            lambda: conditioning.continuation(VIDEO[:, :, :2], MEL, FRAMES, 12),
+            r"30 mel frames .*only 12 long",
+        ),
+        (lambda: conditioning.joint(IMAGE, 0, MELS), r"0 latent frames"),
+        (lambda: conditioning.joint(IMAGE, FRAMES, 0), r"0 mel frames"),
+        (lambda: conditioning.dubbing(VIDEO, 0), r"0 mel frames"),
+        (lambda: conditioning.audio_driven(IMAGE, MEL[:, :0], FRAMES), r"0 mel frames"),
+        (
+            lambda: conditioning.reference_voice(IMAGE, VOICE[:, :0], FRAMES, MELS),
+            r"reference voice is empty",
+        ),
+        (lambda: conditioning.dubbing(VIDEO, MELS, VOICE[:, :0]), r"reference voice is empty"),
+        (lambda: conditioning.audio_driven(IMAGE, MEL.repeat(2, 1, 1), FRAMES), r"1 videos but 2 mels"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_with_both_numbers(make, said):

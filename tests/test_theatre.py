@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from uniavgen_core.errors import UserError
-from uniavgen_core.training import puppet, voices
-from uniavgen_core.training.theatre import (
+from uniavgen_core.theatre import drawing, voices
+from uniavgen_core.theatre.clips import (
     VOCABULARY,
     Theatre,
     identity_voice,
@@ -49,15 +49,15 @@ def test_a_clip_is_a_pure_function_of_seed_split_and_index():
 
 
 @speaks
-@pytest.mark.parametrize(("frames", "size"), [(17, (64, 64)), (33, (128, 128)), (81, (96, 160))])
+@pytest.mark.parametrize(("frames", "size"), [(17, (64, 64)), (33, (128, 128)), (81, (160, 96))])
 def test_picture_and_sound_have_the_asked_size_and_length(frames, size):
     clip = Theatre(seed=4, frames=frames, size=size).clip(0)
-    assert clip.frames.shape == (frames, *size, 3)
+    assert clip.frames.shape == (frames, *size[::-1], 3)
     assert clip.frames.dtype == np.uint8
     assert clip.waveform.shape == (round(frames / 16 * 24000),)
     assert clip.waveform.dtype == np.float32
     assert 0.1 < np.abs(clip.waveform).max() <= 0.951
-    assert clip.face_mask.shape == (frames, *size)
+    assert clip.face_mask.shape == (frames, *size[::-1])
     assert len(clip.transcript.split(". ")) == max(1, int(frames / 16 / 2.5))
 
 
@@ -147,7 +147,7 @@ def test_the_face_mask_is_the_face(held_out_clips):
             mask, (x0, y0, x1, y1) = clip.face_mask[f], clip.mouth_box[f]
             assert 0.1 < mask.mean() < 0.5
             assert mask[int((y0 + y1) / 2), int((x0 + x1) / 2)]
-            skin = np.abs(clip.frames[f].astype(int) - puppet.SKINS[clip.identity.skin]).max(-1) < 6
+            skin = np.abs(clip.frames[f].astype(int) - drawing.SKINS[clip.identity.skin]).max(-1) < 6
             above_neck = skin[: int(y1)]
             ears = 0.2 * mask.sum()
             assert (above_neck & ~mask[: int(y1)]).sum() < ears

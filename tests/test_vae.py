@@ -1,13 +1,14 @@
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from uniavgen_core import vae
 from uniavgen_core.errors import UserError
+from uniavgen_core.media import vae
 
 pytest.importorskip("diffusers")
 
@@ -70,6 +71,16 @@ def test_latents_are_of_order_one_and_frames_stay_in_range(small):
     assert frames.dtype == torch.float32
     assert frames.abs().max() <= 1
     assert frames.std() > 0.05
+
+
+def test_the_values_that_the_host_is_compared_with_are_those_of_the_core():
+    folder = Path(__file__).parent / "host" / "tiny_vae"
+    values = {name: tensor.float() for name, tensor in load_file(folder / "values.safetensors").items()}
+    tiny = vae.load_vae(folder)
+    encoded = tiny.encode(values["frames"].permute(3, 0, 1, 2)[None] * 2 - 1)
+    assert torch.allclose(encoded, values["encoded"], atol=1e-5)
+    decoded = (tiny.decode(values["latent"])[0].permute(1, 2, 3, 0) + 1) / 2
+    assert torch.allclose(decoded, values["decoded"], atol=1e-5)
 
 
 def test_encoding_is_deterministic_and_normalised_by_mean_and_deviation(small):

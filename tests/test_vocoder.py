@@ -3,18 +3,18 @@
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, safe_open, save_file
 
 from uniavgen_core.errors import UserError
-from uniavgen_core.mel import log_mel
+from uniavgen_core.media.mel import log_mel
+from uniavgen_core.media.vocoder import GriffinLim, convert_vocoder, load_vocoder, random_vocoder
 from uniavgen_core.training.recipe import Schedule
-from uniavgen_core.vocoder import GriffinLim, convert_vocoder, load_vocoder, random_vocoder
+from uniavgen_core.verify import GOLDEN
 
-GOLDEN = load_file(Path(__file__).parent / "golden" / "mel_case.safetensors")
+MEL_CASE = load_file(GOLDEN / "mel_case.safetensors")
 PREFIX = "token2wav.code2wav_bigvgan_model."
 
 
@@ -30,7 +30,7 @@ def weights(vocoder):
 
 @pytest.fixture
 def mel():
-    return GOLDEN["log_mel"][None, :, :30].contiguous()
+    return MEL_CASE["log_mel"][None, :, :30].contiguous()
 
 
 def test_a_frame_is_240_samples_and_a_batch_is_its_clips(vocoder, mel):
@@ -228,7 +228,7 @@ def test_a_mel_that_cannot_be_played_is_refused(make, mel):
 
 
 def test_griffin_lim_gives_back_the_mel_it_was_given():
-    mel = GOLDEN["log_mel"][None]
+    mel = MEL_CASE["log_mel"][None]
     waveform = GriffinLim()(mel)
     assert (waveform.shape, waveform.dtype) == ((1, 100 * 240), torch.float32)
     assert (log_mel(waveform) - mel).abs().mean() < 0.2
@@ -269,7 +269,7 @@ def test_training_brings_the_spectra_closer_and_writes_a_vocoder(tmp_path, monke
     pytest.importorskip("accelerate")
     if not shutil.which("espeak-ng"):
         pytest.skip("espeak-ng is not installed")
-    training = pytest.importorskip("uniavgen_core.training.vocoder")
+    training = pytest.importorskip("uniavgen_core.theatre.vocoder_training")
     monkeypatch.setattr(training, "POOL", 4)
     monkeypatch.setattr(training, "SIZES", training.SIZES | {"upsample_initial_channel": 64})
     file = training.train_vocoder(training.Theatre(), Schedule("vocoder", 12, 2, 2e-3, warmup=2), tmp_path)

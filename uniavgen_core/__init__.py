@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .config import RELEASED, Config
+from .model.config import RELEASED, Config
 
 if TYPE_CHECKING:
-    from .model import DualBranchDiT
+    from .model.dit import DualBranchDiT
 
 __version__ = "0.1.0"
 __all__ = ["RELEASED", "Config", "DualBranchDiT"]
@@ -17,6 +17,6 @@ def __getattr__(name: str):
     """`DualBranchDiT` brings torch along, so it is imported when asked for: `uniavgen --help` needs none."""
     if name != "DualBranchDiT":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .model import DualBranchDiT
+    from .model.dit import DualBranchDiT
 
     return DualBranchDiT

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import tasks
-from .config import Config
+from . import conditioning
 from .errors import UserError
-from .guidance import Guidance, GuidedModel, Texts
-from .interaction.alignment import align
-from .mel import latent_to_mel
-from .model import DualBranchDiT, Velocity
+from .media.mel import latent_to_mel
+from .model.config import Config
+from .model.dit import DualBranchDiT
+from .model.inputs import TextConditioning, Velocity
+from .model.variants import align
 from .pipeline import Weights
+from .sampling.guidance import Guidance, GuidedModel
 
 T = TypeVar("T")
 
@@ -41,15 +42,15 @@ class Size(NamedTuple):
     @property
     def latent(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns."""
-        return tasks.latent_frames(self.frames), self.height // 16, self.width // 16
+        return conditioning.latent_frames(self.frames), self.height // 16, self.width // 16
 
     @property
     def mels(self) -> int:
-        return tasks.mel_frames(self.frames)
+        return conditioning.mel_frames(self.frames)
 
     def check(self) -> None:
         """Raises UserError for sizes the VAE and the patches cannot cut evenly."""
-        tasks.latent_frames(self.frames)
+        conditioning.latent_frames(self.frames)
         if min(self.width, self.height) < 32 or self.width % 32 or self.height % 32:
             raise UserError(f"{self.width}x{self.height} pixels; width and height must be multiples of 32")
 
@@ -114,10 +115,12 @@ def _guided(config: Config, mode: str, size: Size, guidance: Guidance) -> Guided
 
     image = empty(config.video_channels, 1, height, width)
     if mode == "dubbing":
-        task = tasks.dubbing(empty(config.video_channels, frames, height, width), size.mels)
+        task = conditioning.dubbing(empty(config.video_channels, frames, height, width), size.mels)
     else:
-        task = tasks.joint(image, frames, size.mels)
-    texts = Texts(empty(config.caption_length, config.caption_dim), empty(SPEECH_SYMBOLS, config.speech_dim))
+        task = conditioning.joint(image, frames, size.mels)
+    texts = TextConditioning(
+        empty(config.caption_length, config.caption_dim), empty(SPEECH_SYMBOLS, config.speech_dim)
+    )
     return GuidedModel(model, task, texts, texts, guidance)
 
 
@@ -210,8 +213,8 @@ def stage_report(weights: Weights, size: Size) -> dict:
         model = measured("load_model", weights.load_model)
         ids = torch.zeros(1, SPEECH_SYMBOLS, dtype=torch.long, device=device)
         speech = measured("speech", lambda: model.text_embedding(ids))
-        task = tasks.joint(image, frames, size.mels)
-        texts = Texts(caption, speech), Texts(null_caption, speech)
+        task = conditioning.joint(image, frames, size.mels)
+        texts = TextConditioning(caption, speech), TextConditioning(null_caption, speech)
         latents = task.noise(0)
         skip = () if model.config.layers <= 11 else (11,)
         for name, guidance, step in (

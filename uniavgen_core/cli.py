@@ -14,11 +14,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .errors import UserError  # torch is imported by the commands that need it: `--help` answers at once
-from .evaluation.command import add_parser as add_eval
+from .theatre import command as theatre
+from .theatre.evaluation.command import add_parser as add_eval
 from .training.command import add_parser as add_train
 
 if TYPE_CHECKING:
-    from .guidance import Guidance
+    from .sampling.guidance import Guidance
 
 DTYPES = ("fp32", "bf16", "fp16")
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "calculation overflowed")
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_inspect)
 
     p = commands.add_parser("verify", help="compare with golden files")
-    p.add_argument("files", nargs="+")
+    p.add_argument("files", nargs="*", help="default: the golden files of the package")
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_verify)
 
@@ -128,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_bench)
 
-    add_train(commands)
+    theatre.add_actions(add_train(commands, {"embedded": theatre.embedded_recipe}))
     add_eval(commands, _add_weights, _weights)
     return parser
 
@@ -225,7 +226,7 @@ def _guidance(options: argparse.Namespace, default: Guidance) -> Guidance:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .checkpoint import inspect
+    from .weights.checkpoint import inspect
 
     values = inspect(options.file)
     if options.json:
@@ -246,11 +247,12 @@ def _row(values: dict) -> str:
 def _verify(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from .verify import TOLERANCE
+    from .verify import GOLDEN, TOLERANCE
 
-    golden = [f for f in options.files if Path(f).suffix in (".safetensors", ".json") or not Path(f).exists()]
+    files = options.files or sorted(str(file) for file in GOLDEN.iterdir())
+    golden = [f for f in files if Path(f).suffix in (".safetensors", ".json") or not Path(f).exists()]
     cases = []
-    for file in options.files:
+    for file in files:
         if file not in golden:
             print(f"{file}: no golden file, passed over", file=sys.stderr)
             continue
@@ -260,7 +262,7 @@ def _verify(options: argparse.Namespace) -> int:
                 mark = "ok" if error <= TOLERANCE else "DIFFERS"
                 print(f"{Path(file).name}  {name:32} {error:9.2e}  {mark}")
     if not cases:
-        raise UserError("no golden values in these files; give the .safetensors and .json of tests/golden")
+        raise UserError(f"no golden values in these files; give .safetensors and .json as in {GOLDEN}")
     worst = max(case["error"] for case in cases)
     passed = worst <= TOLERANCE
     if options.json:
@@ -287,8 +289,8 @@ def _cases(file: str) -> Iterator[tuple[str, float]]:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from .checkpoint import convert, identify
-    from .vocoder import convert_vocoder
+    from .media.vocoder import convert_vocoder
+    from .weights.checkpoint import convert, identify
 
     if identify(options.source).kind == "bigvgan":
         if options.dtype == "fp8":
@@ -302,7 +304,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from .bench import Size, flops_report, stage_report
-    from .config import RELEASED
+    from .model.config import RELEASED
 
     weights = _weights(options)
     default = Size() if options.flops or not weights.embedded else Size(128, 128, 33)

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import torch
 
-from . import caption, checkpoint, vae, vocoder
-from .caption import CaptionEncoder
-from .config import Config
 from .errors import UserError
-from .guidance import Guidance
-from .model import DualBranchDiT
-from .sampling import Settings
-from .vae import WanVAE
-from .vocoder import GriffinLim, Vocoder
+from .media import caption, vae, vocoder
+from .media.caption import CaptionEncoder
+from .media.vae import WanVAE
+from .media.vocoder import GriffinLim, Vocoder
+from .model.config import Config
+from .model.dit import DualBranchDiT
+from .sampling.guidance import Guidance
+from .sampling.sampler import Settings
+from .weights import checkpoint
 
 PACKAGE = Path(__file__).parent
 FOLDER = PACKAGE / "embedded_model"

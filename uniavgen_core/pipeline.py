@@ -13,16 +13,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import embedded, media, mel, speech, tasks
-from .caption import CaptionEncoder, load_caption_encoder
-from .checkpoint import load_model, read_checkpoint
-from .config import Config
+from . import conditioning, embedded
 from .errors import UserError
-from .guidance import Guidance, Texts
-from .model import DualBranchDiT
-from .sampling import Sample, Settings, sample, schedule
-from .vae import WanVAE, load_vae
-from .vocoder import GriffinLim, Vocoder, load_vocoder
+from .media import files, mel, speech
+from .media.caption import CaptionEncoder, load_caption_encoder
+from .media.vae import WanVAE, load_vae
+from .media.vocoder import GriffinLim, Vocoder, load_vocoder
+from .model.config import Config
+from .model.dit import DualBranchDiT
+from .model.inputs import TextConditioning
+from .sampling.guidance import Guidance
+from .sampling.sampler import Sample, Settings, sample, schedule
+from .weights.checkpoint import load_model, read_checkpoint
+from .weights.release import find_parts
 
 MIN_FRAMES = 5
 
@@ -44,6 +47,7 @@ INPUTS = ("image", "video", "audio", "voice", "voice_text")
 class Weights:
     """Where the four parts are; without a vocoder the sound comes from Griffin-Lim.
 
+    Parts that are not given are looked for in the folder of the model (the release's download holds all).
     Without any path all four are those of the embedded model.
     """
 
@@ -53,6 +57,11 @@ class Weights:
     vocoder: str | None = None
     device: str = "cpu"
     dtype: torch.dtype | None = None
+
+    def __post_init__(self):
+        for name, path in find_parts(self.model).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, str(path))
 
     @property
     def embedded(self) -> bool:
@@ -138,8 +147,8 @@ class Request:
         Raises:
             UserError: something is missing, superfluous or out of range.
         """
-        if self.mode not in tasks.MODES:
-            raise UserError(f"mode {self.mode!r} is unknown; choose one of {', '.join(tasks.MODES)}")
+        if self.mode not in conditioning.MODES:
+            raise UserError(f"mode {self.mode!r} is unknown; choose one of {', '.join(conditioning.MODES)}")
         given = {name for name in INPUTS if getattr(self, name)}
         for name in INPUTS:
             flag = "--" + name.replace("_", "-")
@@ -153,10 +162,10 @@ class Request:
             raise UserError("--voice and --voice-text belong together: give the clip and what is said in it")
         if self.frames < MIN_FRAMES:
             raise UserError(f"--frames is {self.frames}; use 4n + 1, at least {MIN_FRAMES}")
-        tasks.latent_frames(self.frames)
-        media.size_for(1, 1, self.short_side)
+        conditioning.latent_frames(self.frames)
+        files.size_for(1, 1, self.short_side)
         if self.prefix_frames is not None:
-            tasks.latent_frames(self.prefix_frames)
+            conditioning.latent_frames(self.prefix_frames)
         for name in ("s_v", "s_a"):
             if not 0 <= getattr(self.guidance, name) <= 100:
                 raise UserError(f"{name} is {getattr(self.guidance, name)}; use 0 to 100, such as 2")
@@ -167,7 +176,7 @@ class Request:
         if self.shift == math.inf:
             raise UserError("shift is inf; use a finite one, such as 5")
         schedule(self.steps, self.shift)
-        media.check_output(self.out)
+        files.check_output(self.out)
 
 
 @dataclass
@@ -185,7 +194,7 @@ class Inputs:
 
     @property
     def mels(self) -> int:
-        return tasks.mel_frames(self.frames)
+        return conditioning.mel_frames(self.frames)
 
 
 @dataclass
@@ -207,7 +216,7 @@ class Result:
     def to_dict(self) -> dict:
         """JSON-ready: everything but the latents."""
         values = {k: v for k, v in self.__dict__.items() if k != "sample"}
-        return {**values, "fps": tasks.FPS, "sample_rate": mel.SAMPLE_RATE}
+        return {**values, "fps": conditioning.FPS, "sample_rate": mel.SAMPLE_RATE}
 
 
 def read_inputs(request: Request, as_said: Callable[[str], str] = str) -> Inputs:
@@ -231,21 +240,21 @@ def read_inputs(request: Request, as_said: Callable[[str], str] = str) -> Inputs
         notes.append(f"the model cannot say {' '.join(unknown)}; these are passed over")
 
     if request.mode in ("joint", "reference-voice", "audio-driven"):
-        picture, sound = media.read_image(request.image)[None], None
+        picture, sound = files.read_image(request.image)[None], None
         if request.mode == "audio-driven":
-            sound = mel.prepare_audio(*media.read_audio(request.audio), require_sound=True)
-            available = tasks.frames_for_mels(len(sound) // mel.HOP)
+            sound = mel.prepare_audio(*files.read_audio(request.audio), require_sound=True)
+            available = conditioning.frames_for_mels(len(sound) // mel.HOP)
             frames = _shorten("audio", frames, available, len(sound) / mel.SAMPLE_RATE, notes)
-            sound = sound[: tasks.mel_frames(frames) * mel.HOP]
+            sound = sound[: conditioning.mel_frames(frames) * mel.HOP]
     else:
-        video = media.read_video(request.video, max_seconds=frames / tasks.FPS, fps=tasks.FPS)
+        video = files.read_video(request.video, max_seconds=frames / conditioning.FPS, fps=conditioning.FPS)
         picture, sound = video.frames, None
-        snapped = tasks.snap_frames(len(picture))
+        snapped = conditioning.snap_frames(len(picture))
         if request.mode == "dubbing":
-            frames = _shorten("video", frames, snapped, len(picture) / tasks.FPS, notes)
+            frames = _shorten("video", frames, snapped, len(picture) / conditioning.FPS, notes)
             picture = picture[:frames]
         else:
-            known = request.prefix_frames or min(snapped, tasks.snap_frames(frames // 2 + 1))
+            known = request.prefix_frames or min(snapped, conditioning.snap_frames(frames // 2 + 1))
             if known > snapped or known >= frames:
                 raise UserError(
                     f"{request.video}: {known} of its {len(picture)} frames (16 fps) cannot open a clip of "
@@ -254,18 +263,18 @@ def read_inputs(request: Request, as_said: Callable[[str], str] = str) -> Inputs
             if video.audio is None:
                 raise UserError(f"{request.video}: has no sound to go on from; choose a video with sound")
             picture = picture[:known]
-            sound = mel.fit_length(mel.prepare_audio(*video.audio), tasks.mel_frames(known) * mel.HOP)
-            notes.append(f"the first {known} frames ({known / tasks.FPS:.2f} s) of the video are kept")
+            sound = mel.fit_length(mel.prepare_audio(*video.audio), conditioning.mel_frames(known) * mel.HOP)
+            notes.append(f"the first {known} frames ({known / conditioning.FPS:.2f} s) of the video are kept")
 
-    width, height = media.size_for(picture.shape[2], picture.shape[1], request.short_side)
+    width, height = files.size_for(picture.shape[2], picture.shape[1], request.short_side)
     if (width, height) != (picture.shape[2], picture.shape[1]):
         notes.append(f"picture {picture.shape[2]}x{picture.shape[1]} fitted to {width}x{height}")
     voice = None
     if request.voice:
-        voice = mel.prepare_audio(*media.read_audio(request.voice), require_sound=True)
+        voice = mel.prepare_audio(*files.read_audio(request.voice), require_sound=True)
         mel.check_voice_length(voice, request.voice)
         voice = mel.reference_voice(voice)
-    picture = media.fit_image(picture, width, height)
+    picture = files.fit_image(picture, width, height)
     return Inputs((width, height), frames, symbols, null_symbols, picture, sound, voice, notes)
 
 
@@ -273,10 +282,12 @@ def _shorten(what: str, wanted: int, available: int, seconds: float, notes: list
     if available < MIN_FRAMES:
         raise UserError(
             f"the {what} lasts {seconds:.3f} s; the shortest clip is {MIN_FRAMES} frames "
-            f"({MIN_FRAMES / tasks.FPS:.4f} s), give a longer one"
+            f"({MIN_FRAMES / conditioning.FPS:.4f} s), give a longer one"
         )
     frames = min(wanted, available)
-    notes.append(f"{frames} frames ({frames / tasks.FPS:.2f} s) of the {what} ({seconds:.2f} s) are used")
+    notes.append(
+        f"{frames} frames ({frames / conditioning.FPS:.2f} s) of the {what} ({seconds:.2f} s) are used"
+    )
     return frames
 
 
@@ -335,7 +346,7 @@ def generate(
         with stage("load"):
             model = weights.load_model()
             texts = [
-                Texts(states.to(device), model.text_embedding(torch.tensor([ids], device=device)))
+                TextConditioning(states.to(device), model.text_embedding(torch.tensor([ids], device=device)))
                 for states, ids in ((caption, inputs.symbols), (null_caption, inputs.null_symbols))
             ]
             task = _task(request.mode, inputs, video, model.config.variant, device)
@@ -363,14 +374,14 @@ def generate(
             else:
                 waveform = vocoder(mel.latent_to_mel(out.audio))[0]
         with stage("write"):
-            media.write_mp4(request.out, pictures, tasks.FPS, waveform, mel.SAMPLE_RATE)
+            files.write_mp4(request.out, pictures, conditioning.FPS, waveform, mel.SAMPLE_RATE)
     return Result(
         out=str(Path(request.out).absolute()),
         mode=request.mode,
         width=inputs.size[0],
         height=inputs.size[1],
         frames=inputs.frames,
-        samples=round(inputs.frames / tasks.FPS * mel.SAMPLE_RATE),
+        samples=round(inputs.frames / conditioning.FPS * mel.SAMPLE_RATE),
         seed=request.seed,
         embedded=weights.embedded,
         notes=inputs.notes,
@@ -379,22 +390,22 @@ def generate(
     )
 
 
-def _task(mode: str, inputs: Inputs, video: Tensor, variant: str, device: torch.device) -> tasks.Task:
-    frames, mels = tasks.latent_frames(inputs.frames), inputs.mels
+def _task(mode: str, inputs: Inputs, video: Tensor, variant: str, device: torch.device) -> conditioning.Task:
+    frames, mels = conditioning.latent_frames(inputs.frames), inputs.mels
 
     def latent(waveform: Tensor) -> Tensor:
         return mel.sound_latent(waveform)[None].to(device)  # [1, L, 80]
 
     voice = None if inputs.voice is None else latent(inputs.voice)
     if mode == "joint":
-        return tasks.joint(video, frames, mels)
+        return conditioning.joint(video, frames, mels)
     if mode == "reference-voice":
-        return tasks.reference_voice(video, voice, frames, mels, variant)
+        return conditioning.reference_voice(video, voice, frames, mels, variant)
     if mode == "continuation":
-        return tasks.continuation(video, latent(inputs.sound), frames, mels, voice)
+        return conditioning.continuation(video, latent(inputs.sound), frames, mels, voice)
     if mode == "dubbing":
-        return tasks.dubbing(video, mels, voice)
-    return tasks.audio_driven(video, latent(mel.peak_normalise(inputs.sound)), frames)
+        return conditioning.dubbing(video, mels, voice)
+    return conditioning.audio_driven(video, latent(mel.peak_normalise(inputs.sound)), frames)
 
 
 def _to_signed(pictures: Tensor) -> Tensor:

@@ -16,17 +16,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .config import Config
+from .conditioning import Task
 from .errors import UserError
-from .guidance import Guidance, GuidedModel, Texts
-from .interaction.alignment import align
-from .mel import log_mel, mel_to_latent
-from .model import DualBranchDiT
-from .sampling import integrate, schedule
-from .speech import null_symbol_ids, symbol_ids
-from .tasks import Task
+from .media.mel import log_mel, mel_to_latent
+from .media.speech import null_symbol_ids, symbol_ids
+from .model.config import Config
+from .model.dit import DualBranchDiT
+from .model.inputs import ActiveParts, Conditioned, References, TextConditioning
+from .model.variants import align
+from .sampling.guidance import Guidance, GuidedModel
+from .sampling.sampler import integrate, schedule
 
 TOLERANCE = 1e-4
+GOLDEN = Path(__file__).parent / "data" / "golden"  # ships with the package
 
 
 class Case(NamedTuple):
@@ -53,7 +55,7 @@ def verify(path: str | Path) -> Iterator[Case]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} is not a file; give golden files as in tests/golden")
+        raise UserError(f"{path} is not a file; give golden files such as those in {GOLDEN}")
     if path.suffix == ".safetensors":
         try:
             values = load_file(path)
@@ -102,8 +104,8 @@ def _model_cases(values: dict[str, Tensor], description: Path) -> Iterator[Case]
     def named(name: str) -> Tensor:
         return given[name.split("[")[0]]  # "cond_video[:, :, :2]": the count says how much is read
 
-    def texts(caption: str, speech: str) -> Texts:
-        return Texts(given[caption], model.text_embedding(given[speech]))
+    def texts(caption: str, speech: str) -> TextConditioning:
+        return TextConditioning(given[caption], model.text_embedding(given[speech]))
 
     def task(case: dict, reference_voice: bool, v2a: bool) -> Task:
         known_video, known_audio = torch.arange(frames) < case["vcond"], torch.arange(mels) < case["acond"]
@@ -123,21 +125,15 @@ def _model_cases(values: dict[str, Tensor], description: Path) -> Iterator[Case]
                 not case.get("zero_con", False) and not case.get(f"no_{way}", False) for way in ("a2v", "v2a")
             )
             given_task = task(case, case.get("ref_audio", False), v2a)
-            pair = texts(case["caption"], case["text"])
             video, audio = given_task.known(given["video"], given["audio"])
             out = model(
                 video,
                 audio,
                 torch.tensor([case["t"]], dtype=torch.float32),
-                pair.caption,
-                pair.speech,
-                reference_image=given_task.reference_image,
-                reference_mel=given_task.reference_mel,
-                known_video=given_task.known_video,
-                known_audio=given_task.known_audio,
-                a2v=a2v,
-                v2a=v2a,
-                skip_layers=_skipped(case),
+                texts(case["caption"], case["text"]),
+                References(given_task.reference_image, given_task.reference_mel),
+                Conditioned(given_task.known_video, given_task.known_audio),
+                ActiveParts(a2v, v2a, _skipped(case)),
             )
             yield Case(f"{name}.video", relative_error(out.video[0], values[f"out.{name}.video"]))
             yield Case(f"{name}.audio", relative_error(out.audio[0], values[f"out.{name}.audio"]))

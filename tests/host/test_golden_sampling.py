@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "released_tiny.safetensors"
+GOLDEN = Path(__file__).parents[2] / "uniavgen_core" / "data" / "golden" / "released_tiny.safetensors"
 RUNS = ("joint", "joint_all_macfg", "ref_voice", "audio_driven", "dubbing")
 MODES = ("joint", "reference-voice", "audio-driven", "dubbing")
 SAMPLERS = ("euler", "dpmpp_2m", "uni_pc", "res_multistep", "heun")
@@ -39,7 +39,7 @@ def prepared(golden, name: str) -> SimpleNamespace:
     given = {key[3:]: x for key, x in values.items() if key.startswith("in.")}
     clean = torch.zeros_like(given["video"])
     clean[:, :, : case["vcond"]] = given[case["cond_video"]][:, :, : case["vcond"]]
-    task = module("uniavgen_core.tasks").Task(
+    task = module("uniavgen_core.conditioning").Task(
         reference_image=raw(given["ref_image"]),
         clean_video=raw(clean),
         known_video=torch.arange(clean.shape[2]) < case["vcond"],
@@ -63,7 +63,7 @@ def prepared(golden, name: str) -> SimpleNamespace:
         latent=made[2],
         noise=nested((noise[0], noise[1].transpose(1, 2))),
         guidance=module("nodes.guiding").guidance(case["s_v"], case["s_a"], case["macfg_prop"], case["slg"]),
-        sigmas=module("uniavgen_core.sampling").schedule(case["steps"], case["shift"]) / 1000,
+        sigmas=module("uniavgen_core.sampling.sampler").schedule(case["steps"], case["shift"]) / 1000,
     )
 
 
@@ -118,18 +118,18 @@ def every_task(tasks, variant: str) -> dict:
 def test_every_task_samples_as_the_core_alone_does(golden, make_model, variant):
     module = golden.module
     core = make_model(variant, seed=2)
-    config = module("uniavgen_core.config").Config(**vars(core.config))
-    own = module("uniavgen_core.model").DualBranchDiT(config)
+    config = module("uniavgen_core.model.config").Config(**vars(core.config))
+    own = module("uniavgen_core.model.dit").DualBranchDiT(config)
     own.load_state_dict(core.state_dict())
     model = module("nodes.host_model").build_patcher(core.state_dict(), config)
     raw, normal = model.model.latent_format.process_out, model.model.latent_format.process_in
     generator = torch.Generator().manual_seed(8)
     captions = torch.randn(2, 1, 9, 64, generator=generator)
     speeches = torch.randn(2, 1, 12, 32, generator=generator)
-    guiding, sampling = module("nodes.guiding"), module("uniavgen_core.sampling")
+    guiding, sampling = module("nodes.guiding"), module("uniavgen_core.sampling.sampler")
     nested = importlib.import_module("comfy.nested_tensor").NestedTensor
-    texts = [module("uniavgen_core.guidance").Texts(*pair) for pair in zip(captions, speeches)]
-    for name, task in every_task(module("uniavgen_core.tasks"), variant).items():
+    texts = [module("uniavgen_core.model.inputs").TextConditioning(*pair) for pair in zip(captions, speeches)]
+    for name, task in every_task(module("uniavgen_core.conditioning"), variant).items():
         wanted = sampling.sample(own, task, *texts, guiding.guidance(3.0, 2.0, 0.5, 1), steps=4, seed=9)
         given = replace(task, reference_image=raw(task.reference_image), clean_video=raw(task.clean_video))
         speech = module("nodes.types").EncodedSpeech(*speeches, transcript=task.reference_mel is not None)
@@ -203,7 +203,7 @@ def test_nothing_of_a_run_is_kept_after_it_or_after_an_interrupted_one(golden):
 def test_the_schedule_node_is_the_cores_schedule(golden):
     node = golden.module("nodes.guiding").Scheduler
     sigmas = node.execute(50, 5.0).result[0]
-    assert torch.equal(sigmas, golden.module("uniavgen_core.sampling").schedule(50, 5.0) / 1000)
+    assert torch.equal(sigmas, golden.module("uniavgen_core.sampling.sampler").schedule(50, 5.0) / 1000)
 
 
 @pytest.mark.parametrize(("name", "still"), [("dubbing", "blocks.0"), ("audio_driven", "audio_blocks.0")])

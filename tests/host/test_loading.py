@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 from random_parts import random_model
 from safetensors.torch import load_file, save_file
 
+TINY_VAE = Path(__file__).parent / "tiny_vae"
 # file, weight_dtype -> how far the clip may be from that of the float32 file
 CLOSE = {
     ("fp32.safetensors", "default"): 0,
@@ -36,10 +37,10 @@ def pack(host, tmp_path_factory) -> SimpleNamespace:
         return importlib.import_module(f"{host.__name__}.{name}")
 
     folder = tmp_path_factory.mktemp("diffusion_models")
-    config = module("uniavgen_core.config").TINY
+    config = module("uniavgen_core.model.config").TINY
     weights = random_model(3).state_dict()
     for dtype in ("fp32", "bf16", "fp16", "fp8"):
-        module("uniavgen_core.checkpoint").save_checkpoint(
+        module("uniavgen_core.weights.checkpoint").save_checkpoint(
             folder / f"{dtype}.safetensors", weights.items(), config, dtype
         )
     said = {"uniavgen_config": json.dumps(config.to_dict())}
@@ -71,7 +72,7 @@ def clip(pack, model, speech_encoder) -> list[torch.Tensor]:
     speech = pack.module("nodes.types").EncodedSpeech(
         speech_encoder([5, 1, 9, 2, 30]), speech_encoder([-1] * 10), transcript=False
     )
-    task = pack.module("uniavgen_core.tasks").joint(image, 3, 23)
+    task = pack.module("uniavgen_core.conditioning").joint(image, 3, 23)
     positive, negative, latent = (
         pack.module("nodes.tasks")
         .conditioned(task, "joint", [[caption, {}]], [[torch.zeros_like(caption), {}]], speech)
@@ -80,7 +81,7 @@ def clip(pack, model, speech_encoder) -> list[torch.Tensor]:
     guiding = pack.module("nodes.guiding")
     guider = guiding.MACFGGuider(model, guiding.guidance(3.0, 2.0, 0.5, 1))
     guider.set_conds(positive, negative)
-    sigmas = pack.module("uniavgen_core.sampling").schedule(3) / 1000
+    sigmas = pack.module("uniavgen_core.sampling.sampler").schedule(3) / 1000
     return guiding.sample(guider, latent, sigmas, 1)["samples"].unbind()
 
 
@@ -120,7 +121,7 @@ def test_a_fresh_copy_without_dynamic_memory_can_be_made_of_a_loaded_model(pack,
 
 
 def test_a_caption_encoder_of_the_core_stands_in_for_a_clip(pack):
-    encoder = pack.module("uniavgen_core.caption").random_caption_encoder()
+    encoder = pack.module("uniavgen_core.media.caption").random_caption_encoder()
     clip = pack.module("nodes.embedded").HostCLIP(encoder)
     encode = importlib.import_module("nodes").CLIPTextEncode().encode
     for caption in ("A woman talks by the sea.", ""):
@@ -129,44 +130,26 @@ def test_a_caption_encoder_of_the_core_stands_in_for_a_clip(pack):
 
 
 @pytest.fixture(scope="module")
-def vae(pack, tmp_path_factory):
-    """A VAE of the core that is no copy of the released one, and the same as a VAE of the host; which does
-    not need the package diffusers."""
-    core = pack.module("uniavgen_core.vae")
-    sizes = {"base_dim": 8, "decoder_base_dim": 12, "num_res_blocks": 1, "dim_mult": [1, 2, 2, 2]}
-    generator = torch.Generator().manual_seed(4)
-    statistics = {
-        "latents_mean": torch.randn(48, generator=generator).tolist(),
-        "latents_std": (0.5 + torch.rand(48, generator=generator)).tolist(),
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        ours = core.WanVAE(core.autoencoder(core.ARCHITECTURE | sizes | statistics))
-    folder = tmp_path_factory.mktemp("vae")
-    ours.model.save_pretrained(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "diffusers", None)
-        host = pack.module("nodes.embedded").HostVAE(*core.read_vae(folder))
-    return SimpleNamespace(core=ours, host=host)
+def vae(pack):
+    """A small VAE of the core, other statistics than the released one's, as a VAE of the host."""
+    return pack.module("nodes.embedded").HostVAE(*pack.module("uniavgen_core.media.vae").read_vae(TINY_VAE))
 
 
-def test_a_vae_of_the_core_gives_the_host_the_latents_that_it_normalises_to_the_same(pack, vae):
-    frames = torch.rand(9, 64, 96, 3, generator=torch.Generator().manual_seed(5))
+def test_a_vae_of_the_core_gives_the_host_the_latents_that_it_normalises_to_the_same(vae):
+    """The values are the core's, whose own test is `test_vae.py`: it needs diffusers, the host does not."""
+    values = {name: tensor.float() for name, tensor in load_file(TINY_VAE / "values.safetensors").items()}
     latent_format = importlib.import_module("comfy.latent_formats").Wan22()
-    raw = vae.host.encode(frames)
-    wanted = vae.core.encode(frames.permute(3, 0, 1, 2)[None] * 2 - 1)
-    assert raw.shape == wanted.shape == (1, 48, 3, 4, 6)
-    assert torch.allclose(latent_format.process_in(raw), wanted, atol=1e-5)
-    latent = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(6))
-    pictures = vae.host.decode(latent_format.process_out(latent))
-    decoded = (vae.core.decode(latent)[0].permute(1, 2, 3, 0) + 1) / 2
-    assert torch.allclose(pictures[0], decoded, atol=1e-5)
-    assert pictures.std() > 0.01
+    raw = vae.encode(values["frames"])
+    assert raw.shape == values["encoded"].shape == (1, 48, 2, 4, 2)
+    assert torch.allclose(latent_format.process_in(raw), values["encoded"], atol=1e-5)
+    images = vae.decode(latent_format.process_out(values["latent"]))
+    assert torch.allclose(images[0], values["decoded"], atol=1e-5)
+    assert images.std() > 0.01
 
 
 def test_a_vae_of_the_core_is_decoded_in_tiles_by_the_host(vae):
     latent = torch.randn(1, 48, 3, 4, 6, generator=torch.Generator().manual_seed(6))
-    tiled = vae.host.decode_tiled(latent, tile_x=4, tile_y=4, overlap=2, tile_t=2, overlap_t=1)
+    tiled = vae.decode_tiled(latent, tile_x=4, tile_y=4, overlap=2, tile_t=2, overlap_t=1)
     assert tiled.shape == (1, 9, 64, 96, 3)
     assert tiled.min() >= 0
     assert tiled.max() <= 1

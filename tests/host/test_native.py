@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_files import BF16, FP32, SHARDS
 
-from uniavgen_core.checkpoint import convert
+from uniavgen_core.weights.checkpoint import convert
 
 SIZES = (1, 48, 3, 4, 6), (1, 80, 56)
 LORA_LAYERS = ("blocks.0.self_attn.q", "audio_blocks.1.ffn.0", "a2v_blocks.0.k")
@@ -34,7 +34,7 @@ def pack(host) -> SimpleNamespace:
         "loading": module("nodes.loading"),
         "tasks": module("nodes.tasks"),
         "types": module("nodes.types"),
-        "core_tasks": module("uniavgen_core.tasks"),
+        "core_tasks": module("uniavgen_core.conditioning"),
         "nodes": importlib.import_module("nodes"),
         "custom": importlib.import_module("comfy_extras.nodes_custom_sampler"),
     }

@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_files import BF16, FP32, SHARDS, VOCODER
 
 from uniavgen_core import embedded, pipeline
-from uniavgen_core.guidance import Guidance
+from uniavgen_core.sampling.guidance import Guidance
 
 MODES = ("joint", "reference-voice", "continuation", "dubbing", "audio-driven")
 PUPPET = Path(__file__).parents[2] / "assets" / "puppet.png"

@@ -11,9 +11,9 @@ import torch
 from random_parts import random_model
 from safetensors.torch import load_file, save_file
 
-from uniavgen_core.checkpoint import save_checkpoint
-from uniavgen_core.config import TINY
-from uniavgen_core.vocoder import random_vocoder
+from uniavgen_core.media.vocoder import random_vocoder
+from uniavgen_core.model.config import TINY
+from uniavgen_core.weights.checkpoint import save_checkpoint
 
 BF16, FP32, SHARDS = "tiny.safetensors", "tiny_fp32.safetensors", "tiny_shards"
 VOCODER = "tiny_vocoder.safetensors"

@@ -1,58 +1,40 @@
-"""`uniavgen train`: prepare clips, write a recipe, train a model, fine-tune one with LoRA."""
+"""`uniavgen train`: prepares clips, prints recipes, trains a model, fine-tunes one with LoRA."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .data import EncodeVideo, Sample
+    from .loop import Preview, Run
+    from .recipe import Recipe
+
+MakeRecipe = Callable[[], "Recipe"]
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
-    """Add `train` and its own sub-commands; imports nothing heavy until one is run."""
+def add_parser(
+    commands: argparse._SubParsersAction, recipes: Mapping[str, MakeRecipe] | None = None
+) -> argparse._SubParsersAction:
+    """Adds `train` with its sub-commands and returns these; imports nothing heavy until one is run.
+
+    `recipes`: what `train recipe` prints by name, beside the paper's.
+    """
     train = commands.add_parser("train", help="train a model on your clips or on the synthetic theatre")
     actions = train.add_subparsers(dest="action", required=True)
-
-    p = actions.add_parser("theatre", help="prepare synthetic clips (needs espeak-ng)")
-    p.add_argument("--out", required=True, help="folder for the latents")
-    p.add_argument("--clips", type=int, default=5000)
-    p.add_argument("--split", default="train", help="train or held-out")
-    p.add_argument("--seed", type=int, default=0)
-    _add_preparation(p, frames=33, size="128x128")
-    p.set_defaults(run=resumable(_theatre))
-
-    p = actions.add_parser("decoder", help="train a VAE's decoder further on synthetic clips")
-    p.add_argument("vae", help="folder of a VAE; its latents stay what they are")
-    p.add_argument("--out", required=True, help="folder of the run; the result: vae/")
-    p.add_argument("--steps", type=int, default=1500)
-    p.add_argument("--batch", type=int, default=4)
-    p.add_argument("--rate", type=float, default=5e-4, help="learning rate")
-    p.add_argument("--size", default="128x128", help="width x height, multiples of 16")
-    p.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
-    p.set_defaults(run=resumable(_decoder))
-
-    p = actions.add_parser("vocoder", help="train a small BigVGAN on synthetic speech (needs espeak-ng)")
-    p.add_argument("--out", required=True)
-    p.add_argument("--steps", type=int, default=2000)
-    p.add_argument("--batch", type=int, default=8, help="pieces of 0.4 s a step, over all processes")
-    p.add_argument("--learning-rate", type=float, default=1e-3)
-    p.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
-    p.set_defaults(run=resumable(_vocoder))
-
-    p = actions.add_parser("embedded", help="make the embedded model from nothing (needs espeak-ng)")
-    p.add_argument("--out", required=True, help="folder of all its trainings; the parts: embedded_model/")
-    p.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
-    p.add_argument("--compile", action="store_true", help="through torch.compile (needs a C++ compiler)")
-    p.set_defaults(run=resumable(_embedded))
+    recipes = {"paper": _paper, **(recipes or {})}
 
     p = actions.add_parser("videos", help="prepare clips from mp4 files")
     p.add_argument("list", help="jsonl: file, caption, transcript, language; optional faces, speaker")
     p.add_argument("--out", required=True, help="folder for the latents")
-    _add_preparation(p, frames=81, size="1280x736")
+    add_preparation(p, frames=81, size="1280x736")
     p.set_defaults(run=resumable(_videos))
 
     p = actions.add_parser("recipe", help="print a recipe to start from")
-    p.add_argument("name", choices=("embedded", "paper"))
-    p.set_defaults(run=_recipe)
+    p.add_argument("name", choices=sorted(recipes))
+    p.set_defaults(run=_recipe, recipes=recipes)
 
     p = actions.add_parser(
         "run",
@@ -72,7 +54,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--out", required=True, help="folder of the run")
     p.add_argument("--steps", type=int, default=1000)
     p.add_argument("--batch", type=int, default=1)
-    p.add_argument("--rate", type=float, default=1e-4, help="learning rate")
+    add_learning_rate(p, 1e-4)
     p.add_argument("--rank", type=int, default=16)
     p.add_argument("--alpha", type=float, help="default: the rank")
     p.add_argument("--groups", default="video,audio,a2v,v2a", help="what is adapted")
@@ -81,6 +63,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16")
     _add_run(p)
     p.set_defaults(run=resumable(_lora))
+    return actions
+
+
+def add_learning_rate(p: argparse.ArgumentParser, default: float) -> None:
+    """`--learning-rate`, which was once called `--rate`."""
+    p.add_argument("--learning-rate", type=float, default=default)
+    p.add_argument(
+        "--rate", type=float, dest="learning_rate", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
 
 
 def resumable(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -96,7 +87,8 @@ def resumable(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse
     return run
 
 
-def _add_preparation(p: argparse.ArgumentParser, frames: int, size: str) -> None:
+def add_preparation(p: argparse.ArgumentParser, frames: int, size: str) -> None:
+    """The options that `prepare_folder` reads, beside what the clips are."""
     p.add_argument("--frames", type=int, default=frames, help="4n + 1 at 16 fps")
     p.add_argument("--size", default=size, help="width x height, multiples of 16")
     p.add_argument("--vae", required=True, help="Wan2.2 VAE: diffusers folder or one safetensors file")
@@ -117,70 +109,30 @@ def _add_run(p: argparse.ArgumentParser) -> None:
     p.add_argument("--vocoder", help="BigVGAN, for validation clips; Griffin-Lim without it")
 
 
-def _theatre(options: argparse.Namespace) -> int:
-    from .data import theatre_sample
-    from .theatre import Theatre
-
-    width, height = _size(options.size)
-    theatre = Theatre(options.seed, options.split, options.frames, (height, width))
-    about = {"theatre": [options.seed, options.split], "frames": options.frames, "size": [width, height]}
-    return _prepare(options, options.clips, about, lambda i, encode: theatre_sample(theatre, i, encode))
-
-
-def _embedded(options: argparse.Namespace) -> int:
-    from .package import make_embedded
-    from .train import Run
-
-    print(make_embedded(options.out, run=Run(save_every=options.save_every, compile=options.compile)))
-    return 0
-
-
-def _vocoder(options: argparse.Namespace) -> int:
-    from .recipe import Schedule
-    from .theatre import Theatre
-    from .train import Run
-    from .vocoder import train_vocoder
-
-    stage = Schedule("vocoder", options.steps, options.batch, options.learning_rate, decay=0.5)
-    print(train_vocoder(Theatre(), stage, options.out, Run(save_every=options.save_every)))
-    return 0
-
-
-def _decoder(options: argparse.Namespace) -> int:
-    from .autoencoder import Pieces, train_vae
-    from .theatre import Theatre
-    from .train import Run
-
-    width, height = _size(options.size)
-    stage = Pieces(
-        "decoder", options.steps, options.batch, options.rate, warmup=20, decay=0.6, frames=17, motion=5.0
-    )
-    run = Run(options.save_every)
-    print(train_vae(Theatre(size=(height, width)), (stage,), options.out, options.vae, run))
-    return 0
-
-
 def _videos(options: argparse.Namespace) -> int:
-    from .. import tasks
+    from .. import conditioning
     from .footage import footage_sample, read_list
 
-    width, height = _size(options.size)
-    tasks.latent_frames(options.frames)
+    size = parse_size(options.size)
+    conditioning.latent_frames(options.frames)
     rows = read_list(options.list)
-    about = {"videos": options.list, "frames": options.frames, "size": [width, height]}
+    about = {"videos": options.list, "frames": options.frames, "size": list(size)}
 
-    def sample(i: int, encode):
-        return footage_sample(rows, i, options.frames, (height, width), encode)
+    def sample(i: int, encode: EncodeVideo) -> Sample:
+        return footage_sample(rows, i, options.frames, size, encode)
 
-    return _prepare(options, len(rows), about, sample)
+    return prepare_folder(options, len(rows), about, sample)
 
 
-def _prepare(options: argparse.Namespace, count: int, about: dict, sample) -> int:
+def prepare_folder(
+    options: argparse.Namespace, count: int, about: dict, sample: Callable[[int, EncodeVideo], Sample]
+) -> int:
+    """Writes the latents of `sample(0, encode)` to `sample(count - 1, encode)` into the folder `--out`."""
     from tqdm import tqdm
 
-    from ..caption import load_caption_encoder
     from ..errors import UserError
-    from ..vae import load_vae
+    from ..media.caption import load_caption_encoder
+    from ..media.vae import load_vae
     from .data import prepare
 
     if count < 1:
@@ -203,22 +155,25 @@ def _prepare(options: argparse.Namespace, count: int, about: dict, sample) -> in
 
 def _recipe(options: argparse.Namespace) -> int:
     import json
+
+    print(json.dumps(options.recipes[options.name]().to_dict(), indent=2))
+    return 0
+
+
+def _paper() -> Recipe:
     from dataclasses import replace
 
-    from ..config import Config
-    from .recipe import EMBEDDED, Recipe, paper_stages
+    from ..model.config import Config
+    from .recipe import Recipe, paper_stages
 
-    paper = Recipe(
-        replace(Config(), variant="paper"), paper_stages(), ema=0.9999, dtype="bf16", recompute=True
-    )
-    print(json.dumps((EMBEDDED if options.name == "embedded" else paper).to_dict(), indent=2))
-    return 0
+    config = replace(Config(), variant="paper")
+    return Recipe(config, paper_stages(), ema=0.9999, dtype="bf16", recompute=True)
 
 
 def _run(options: argparse.Namespace) -> int:
     from .data import Latents
+    from .loop import train
     from .recipe import read_recipe
-    from .train import train
 
     recipe, latents = read_recipe(options.recipe), Latents(options.latents)
     result = train(
@@ -239,7 +194,7 @@ def _lora(options: argparse.Namespace) -> int:
     from .lora import train_lora
     from .recipe import Stage
 
-    stage = Stage("lora", options.steps, options.batch, options.rate, _weights(options.tasks))
+    stage = Stage("lora", options.steps, options.batch, options.learning_rate, _weights(options.tasks))
     result = train_lora(
         options.model,
         Latents(options.latents),
@@ -257,9 +212,9 @@ def _lora(options: argparse.Namespace) -> int:
     return 0
 
 
-def _how(options: argparse.Namespace):
+def _how(options: argparse.Namespace) -> Run:
     from ..errors import UserError
-    from .train import Run
+    from .loop import Run
 
     for name in ("save_every", "preview_every", "micro_batch"):
         value = getattr(options, name)
@@ -270,14 +225,15 @@ def _how(options: argparse.Namespace):
     )
 
 
-def _preview(options: argparse.Namespace):
+def _preview(options: argparse.Namespace) -> Preview | None:
     """Clips 0 to 3 of the preview folder, made again by the model under training."""
     from ..errors import UserError
-    from ..mel import latent_to_mel
-    from ..vae import load_vae
-    from ..vocoder import GriffinLim, load_vocoder
+    from ..media.files import to_uint8
+    from ..media.mel import latent_to_mel
+    from ..media.vae import load_vae
+    from ..media.vocoder import GriffinLim, load_vocoder
     from .data import Latents
-    from .train import clip_preview
+    from .loop import clip_preview
 
     if options.preview is None:
         return None
@@ -287,14 +243,14 @@ def _preview(options: argparse.Namespace):
     vocoder = load_vocoder(options.vocoder) if options.vocoder else GriffinLim()
 
     def decode(video, audio):
-        frames = ((vae.decode(video)[0].permute(1, 2, 3, 0) + 1) * 127.5).round().byte()
-        return frames, vocoder(latent_to_mel(audio.cpu()))[0]
+        return to_uint8(vae.decode(video)[0]), vocoder(latent_to_mel(audio.cpu()))[0]
 
     modes = tuple(options.preview_modes.split(","))
     return clip_preview(latents, list(range(min(4, len(latents)))), decode, modes)
 
 
-def _size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height of "128x128"."""
     from ..errors import UserError
 
     parts = text.lower().split("x")

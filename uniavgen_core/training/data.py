@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,14 +22,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import tasks
+from .. import conditioning
+from ..atomic import replacing, write_text
 from ..errors import UserError
-from ..mel import HOP, fit_length, peak_normalise, reference_voice, sound_latent
-from ..speech import FILLER, null_symbol_ids, symbol_ids
-from ..vae import LATENT_CHANNELS, SPATIAL, TEMPORAL
-from .losses import ALONE, EDIT, WITH_VOICE, Batch, draw_time
+from ..media.files import to_float
+from ..media.mel import HOP, fit_length, peak_normalise, reference_voice, sound_latent
+from ..media.speech import FILLER, null_symbol_ids, symbol_ids
+from ..media.vae import SPATIAL, TEMPORAL
+from .objective import ALONE, EDIT, WITH_VOICE, Batch, draw_time
 from .recipe import Schedule, Stage
-from .theatre import Theatre
 
 PER_SHARD = 64
 MANIFEST = "latents.json"
@@ -89,11 +89,10 @@ def encode_clip(
 ) -> dict[str, Tensor]:
     """uint8 frames `[F, H, W, 3]`, sound `[n]` at 24 kHz, bool mask `[F, H, W]` -> latents of a `Sample`."""
     frames, face_mask = torch.as_tensor(frames), torch.as_tensor(face_mask)
-    picture = frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    samples = tasks.mel_frames(len(frames)) * HOP
+    samples = conditioning.mel_frames(len(frames)) * HOP
     waveform = fit_length(waveform, samples)
     return {
-        "video": encode(picture)[0].cpu(),
+        "video": encode(to_float(frames)[None])[0].cpu(),
         "audio": sound_latent(waveform),
         "audio_peak": sound_latent(peak_normalise(waveform)),
         "mask": cell_mask(face_mask),
@@ -111,38 +110,6 @@ def encode_voice(waveform: Tensor) -> Tensor:
     return sound_latent(reference_voice(waveform))
 
 
-def theatre_sample(theatre: Theatre, index: int, encode: EncodeVideo) -> Sample:
-    """Clip `index` of the theatre; its reference is another recording of the same speaker."""
-    clip, reference = theatre.clip(index), theatre.reference(index)
-    return Sample(
-        **encode_clip(clip.frames, torch.from_numpy(clip.waveform), clip.face_mask, encode),
-        transcript=clip.transcript,
-        caption=clip.caption,
-        language=clip.language,
-        voice=encode_voice(torch.from_numpy(reference.waveform)),
-        voice_transcript=reference.transcript,
-    )
-
-
-def speech_sample(theatre: Theatre, index: int) -> Sample:
-    """The sound of clip `index` with its texts and nothing to see, for the audio branch alone."""
-    speech, reference = theatre.speech(index), theatre.reference(index)
-    frames = np.zeros((theatre.frames, SPATIAL, SPATIAL, 3), np.uint8)
-    length = (theatre.frames - 1) // TEMPORAL + 1
-
-    def nothing(picture: Tensor) -> Tensor:
-        return picture.new_zeros(1, LATENT_CHANNELS, length, 1, 1)
-
-    return Sample(
-        **encode_clip(frames, torch.from_numpy(speech.waveform), frames[..., 0] > 0, nothing),
-        transcript=speech.transcript,
-        caption=theatre.caption(index),
-        language="en",
-        voice=encode_voice(torch.from_numpy(reference.waveform)),
-        voice_transcript=reference.transcript,
-    )
-
-
 def prepare(
     folder: str | Path,
     count: int,
@@ -150,7 +117,7 @@ def prepare(
     about: dict,
     encode_caption: EncodeCaption | None = None,
     part: tuple[int, int] = (0, 1),
-    on_clip: Callable[[int, int], None] = lambda done, count: None,
+    on_clip: Callable[[int, int], object] = lambda done, count: None,
 ) -> Latents:
     """Write the shards of clips 0..count-1 that are missing.
 
@@ -185,20 +152,14 @@ def prepare(
             texts.append({name: getattr(item, name) for name in Sample.TEXTS})
             on_clip(i + 1, count)
         save_atomically(tensors, path, {"clips": json.dumps(texts)})
-    part_file = folder / f".{MANIFEST}.{os.getpid()}"
-    part_file.write_text(json.dumps(manifest))
-    part_file.replace(file)
+    write_text(file, json.dumps(manifest))
     return Latents(folder)
 
 
 def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """A safetensors file that appears only when it is whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         save_file(tensors, part, metadata)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _shard(folder: Path, number: int, clips: int) -> Path:
@@ -262,7 +223,7 @@ def draw_span(generator: torch.Generator, frames: int, mels: int) -> tuple[tuple
     length = int(torch.randint(1, max(2, frames), (), generator=generator))
     first = int(torch.randint(0, frames - length + 1, (), generator=generator))
     video = (first, first + length)
-    audio = tuple(tasks.mel_frames(TEMPORAL * (n - 1) + 1) if n else 0 for n in video)
+    audio = tuple(conditioning.mel_frames(TEMPORAL * (n - 1) + 1) if n else 0 for n in video)
     kind = float(torch.rand((), generator=generator))
     audio = (min(audio[0], mels), mels if video[1] == frames else min(audio[1], mels))
     return ((0, 0) if kind < 0.25 else video), ((0, 0) if kind > 0.75 else audio)
@@ -323,7 +284,7 @@ class Batches(torch.utils.data.Dataset):
         return Batch(
             mode=mode,
             interaction=not null,
-            prefix=(n_v, tasks.mel_frames(TEMPORAL * (n_v - 1) + 1)),
+            prefix=(n_v, conditioning.mel_frames(TEMPORAL * (n_v - 1) + 1)),
             **{name: torch.stack([row[name] for row in rows]) for name in rows[0]},
             speech=torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=FILLER),
             speech_lengths=torch.tensor([len(x) for x in ids]),
@@ -373,7 +334,7 @@ def one_clip(latents: Latents, index: int, mode: str) -> Batch:
     return Batch(
         mode=mode,
         interaction=True,
-        prefix=(n_v, tasks.mel_frames(TEMPORAL * (n_v - 1) + 1)),
+        prefix=(n_v, conditioning.mel_frames(TEMPORAL * (n_v - 1) + 1)),
         video=item.video[None],
         audio=audio[None],
         mask=item.mask[None],

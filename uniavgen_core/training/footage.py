@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import media, mel, tasks
+from .. import conditioning
 from ..errors import UserError
-from ..speech import symbol_ids
+from ..media import files, mel
+from ..media.speech import symbol_ids
 from .data import EncodeVideo, Sample, encode_clip, encode_voice
 
 REQUIRED = ("file", "caption", "transcript", "language")
@@ -113,7 +113,7 @@ def footage_sample(
     encode: EncodeVideo,
     find_face: FindFace | None = None,
 ) -> Sample:
-    """The first `frames` (4n + 1, at 16 fps) of a clip, its middle fitted to `size` (height, width).
+    """The first `frames` (4n + 1, at 16 fps) of a clip, its middle fitted to `size` (width, height).
 
     `find_face` defaults to OpenCV's frontal face detector.
 
@@ -121,9 +121,9 @@ def footage_sample(
         UserError: a clip too short, without sound or (where it has no boxes) without a visible face.
     """
     row = rows[index]
-    seconds = frames / tasks.FPS
-    video = media.read_video(row.file, max_seconds=seconds)
-    pictures = media.resample_frames(video.frames, video.fps)[:frames]
+    seconds = frames / conditioning.FPS
+    video = files.read_video(row.file, max_seconds=seconds)
+    pictures = files.resample_frames(video.frames, video.fps)[:frames]
     if len(pictures) < frames:
         raise UserError(
             f"{row.place}: {row.file.name} has {len(pictures)} frames at 16 fps, {frames} are needed; "
@@ -140,19 +140,19 @@ def footage_sample(
                 f"{row.place}: {len(boxes)} face boxes for {len(video.frames)} frames; give one for each, "
                 "or one for all"
             )
-        boxes = media.resample_frames(boxes[: len(video.frames)], video.fps)[:frames]
-    height, width = size
+        boxes = files.resample_frames(boxes[: len(video.frames)], video.fps)[:frames]
+    width, height = size
     drawn = _drawn(boxes.expand(frames, -1), *pictures.shape[1:3])  # as a picture, to be cut like the picture
-    face_mask = media.fit_image(drawn, width, height)[..., 0] > 127
+    face_mask = files.fit_image(drawn, width, height)[..., 0] > 127
     voice, said = None, ""
     if row.speaker is not None:
         same = [r for r in rows if r.speaker == row.speaker]
         other = same[(same.index(row) + 1) % len(same)]
-        sound = mel.prepare_audio(*media.read_audio(other.file, seconds), require_sound=True)
+        sound = mel.prepare_audio(*files.read_audio(other.file, seconds), require_sound=True)
         voice, said = encode_voice(sound), other.transcript
     return Sample(
         **encode_clip(
-            media.fit_image(pictures, width, height), mel.prepare_audio(*video.audio), face_mask, encode
+            files.fit_image(pictures, width, height), mel.prepare_audio(*video.audio), face_mask, encode
         ),
         transcript=row.transcript,
         caption=row.caption,
@@ -187,8 +187,15 @@ def face_finder() -> FindFace:
     """OpenCV's frontal face cascade, which its packages before 5 ship.
 
     Raises:
-        UserError: this OpenCV has no detector with its model inside.
+        UserError: there is no OpenCV, or one without a detector and its model inside.
     """
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError(
+            'finding faces needs OpenCV, which is not installed; give "faces" boxes in the list, '
+            'or run `pip install "opencv-python-headless<5"`'
+        ) from error
     if int(cv2.__version__.split(".")[0]) >= 5:
         raise UserError(
             f'OpenCV {cv2.__version__} ships no face detector; give "faces" boxes in the list, '

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..interaction.a2v import zero_output
-from ..model import DualBranchDiT
+from ..model.a2v import zero_output
+from ..model.dit import DualBranchDiT
 
 
 def initialise(model: DualBranchDiT, seed: int = 0) -> DualBranchDiT:
@@ -22,6 +22,7 @@ def initialise(model: DualBranchDiT, seed: int = 0) -> DualBranchDiT:
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv3d, nn.Embedding)):
                 module.reset_parameters()
-    for block in (*model.a2v_blocks, *model.v2a_blocks):
-        zero_output(block)
+    for interaction in model.interactions():
+        zero_output(interaction.a2v)
+        zero_output(interaction.v2a)
     return model

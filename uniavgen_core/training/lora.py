@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import load_model
 from ..errors import UserError
-from ..model import DualBranchDiT
+from ..model.dit import DualBranchDiT
+from ..weights.checkpoint import load_model
+from .cast_ops import Linear
 from .data import Batches, Latents, save_atomically
-from .losses import Objective, recompute_blocks
-from .mixed import Linear
+from .loop import DTYPES, Preview, Run, fit, make_accelerator
+from .objective import Objective, recompute_blocks
 from .recipe import Recipe, Stage
-from .train import DTYPES, Preview, Run, fit, make_accelerator
 
 GROUPS = {"video": "blocks", "audio": "audio_blocks", "a2v": "a2v_blocks", "v2a": "v2a_blocks"}
 PREFIX = "diffusion_model."

@@ -7,10 +7,10 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import Config
+from ..conditioning import MODES as TASKS
 from ..errors import UserError
-from ..tasks import MODES as TASKS
-from .losses import ALONE, AUDIO_ALONE, MODES
+from ..model.config import Config
+from .objective import ALONE, AUDIO_ALONE, MODES
 
 TASK_MIX = dict(zip(TASKS, (4.0, 1.0, 1.0, 2.0, 2.0)))
 
@@ -204,42 +204,3 @@ def paper_stages() -> tuple[Stage, ...]:
         Stage("2-joint", 30_000, 32, 5e-6, {"joint": 1.0}, mask_weight=(0.1, 0.025)),
         Stage("3-tasks", 10_000, 32, 5e-6, TASK_MIX, mask_weight=(0.025, 0.0)),
     )
-
-
-EMBEDDED = Recipe(
-    config=Config(
-        variant="paper",
-        video_dim=192,
-        video_heads=3,
-        video_ffn=768,
-        audio_dim=192,
-        audio_heads=3,
-        audio_ffn=768,
-        layers=6,
-        interaction_layers=(0, 2, 4),
-        freq_dim=128,
-        caption_dim=64,
-        caption_length=64,
-        speech_dim=192,
-        speech_layers=4,
-        patch=(1, 1),
-    ),
-    stages=(
-        Stage("1-audio", 1200, 32, 1e-3, {AUDIO_ALONE: 1.0}),
-        Stage("1-words", 900, 32, 1e-3, {AUDIO_ALONE: 1.0}, shift=3.0),
-        Stage("1-reading", 1500, 32, 1e-3, {AUDIO_ALONE: 1.0}, warmup=30, shift=3.0, guide=0.3),
-        Stage(
-            "2-joint",
-            2000,
-            16,
-            1e-3,
-            {"joint": 2.0, "audio-driven": 2.0, "dubbing": 1.0},
-            mask_weight=(1.0, 0.5),
-            shift=2.0,
-        ),
-        Stage("3-tasks", 2050, 16, 1e-3, TASK_MIX, warmup=20, decay=0.35, mask_weight=(0.5, 0.3), shift=2.0),
-    ),
-    ema=0.995,
-    dtype="bf16",
-)
-"""The embedded model: 128x128 pictures of 33 frames, 8x8 tokens a latent frame."""

@@ -1,0 +1,108 @@
+"""The sampling schedule and the Euler loop (SPEC section 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..conditioning import Task
+from ..errors import UserError
+from ..model.dit import DualBranchDiT
+from ..model.inputs import TextConditioning, Velocity
+from .guidance import Guidance, GuidedModel
+
+
+class Cancelled(UserError):
+    """The `cancelled` callback of a sampling run said so."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is run unless someone says otherwise; the defaults are those of the released one.
+
+    `frames` (4n + 1 at 16 fps) and `short_side` in pixels are what the model was made for.
+    """
+
+    guidance: Guidance = Guidance()  # noqa: RUF009 (frozen)
+    steps: int = 50
+    shift: float = 5.0
+    frames: int = 81
+    short_side: int = 736
+
+
+class Sample(NamedTuple):
+    """Latents float32: video `[B, C, T, H, W]`, audio `[B, L, bands]`; face masks of the last step."""
+
+    video: Tensor
+    audio: Tensor
+    face_masks: dict[int, Tensor]
+
+
+def schedule(steps: int, shift: float = 5.0) -> Tensor:
+    """Times `[steps + 1]` float32 from 1000 to 0: `linspace(1000, 1, steps)` shifted, then 0.
+
+    Raises:
+        UserError: fewer than one step or a shift that is not positive.
+    """
+    if steps < 1:
+        raise UserError(f"{steps} steps cannot sample anything; use at least 1 (50 is the default)")
+    if not shift > 0:
+        raise UserError(f"shift is {shift}; it must be positive (5 is the default)")
+    u = torch.cat((torch.linspace(1000, 1, steps), torch.zeros(1))) / 1000
+    return 1000 * (shift * u / (1 + (shift - 1) * u))
+
+
+def integrate(
+    velocity: Callable[[Tensor, Tensor, Tensor, int, int], Velocity],
+    video: Tensor,
+    audio: Tensor,
+    times: Tensor,
+    on_step: Callable[[int, int], None] = lambda done, steps: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Sample:
+    """Euler steps along `velocity(video, audio, time [B], step, steps)`; known frames are left as they run.
+
+    Raises:
+        Cancelled: `cancelled()` returned true before a step.
+        UserError: the velocity is not finite.
+    """
+    steps, face_masks = len(times) - 1, {}
+    for i in range(steps):
+        if cancelled():
+            raise Cancelled(f"cancelled after {i} of {steps} steps; nothing was written")
+        time = times[i].to(video.device).expand(video.shape[0])
+        u = velocity(video, audio, time, i, steps)
+        if not (u.video.isfinite().all() and u.audio.isfinite().all()):
+            raise UserError(
+                f"the model's output is not finite at step {i + 1} of {steps}; "
+                "use bf16 or fp32 weights (fp16 can overflow) and look at the file with `uniavgen inspect`"
+            )
+        dt = (times[i] - times[i + 1]).to(video.device) / 1000
+        video, audio, face_masks = video - u.video * dt, audio - u.audio * dt, u.face_masks
+        on_step(i + 1, steps)
+    return Sample(video, audio, face_masks)
+
+
+@torch.inference_mode()
+def sample(
+    model: DualBranchDiT,
+    task: Task,
+    positive: TextConditioning,
+    negative: TextConditioning,
+    guidance: Guidance | None = None,
+    steps: int = 50,
+    shift: float = 5.0,
+    seed: int = 2025,
+    **callbacks,
+) -> Sample:
+    """One clip's latents; known frames come back exactly as they were given.
+
+    `callbacks`: `on_step` and `cancelled` of `integrate`. The same seed gives the same clip.
+    """
+    velocity = GuidedModel(model, task, positive, negative, guidance or Guidance())
+    run = integrate(velocity, *task.noise(seed), schedule(steps, shift), **callbacks)
+    return Sample(*task.known(run.video, run.audio), run.face_masks)

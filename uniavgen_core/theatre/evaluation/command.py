@@ -1,0 +1,260 @@
+"""`uniavgen eval`: measure a model on the held-out theatre, find its guidance scales, measure any clips."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+
+from ...training.command import resumable
+
+AddWeights = Callable[[argparse.ArgumentParser], None]
+ReadWeights = Callable[[argparse.Namespace], object]
+
+
+def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, weights: ReadWeights) -> None:
+    """Add `eval` and its own sub-commands; imports nothing heavy until one is run.
+
+    `add_weights` adds the options that name a model, `weights` reads them as `pipeline.Weights`.
+    """
+    parser = commands.add_parser("eval", help="measure a model on clips it has never seen, or any clips")
+    actions = parser.add_subparsers(dest="action", required=True)
+
+    p = actions.add_parser("run", help="make held-out clips in all modes and measure them")
+    p.add_argument("--runs", help="such as joint,dubbing (default: all); processes can share the work")
+    _add_sampling(p, clips=64)
+    p.add_argument("--show", type=int, default=6, help="clips of each run that are kept as mp4")
+    p.add_argument("--s-v", type=float, help="guidance of the picture; 1 is off")
+    p.add_argument("--s-a", type=float, help="guidance of the sound; 1 is off")
+    add_weights(p)
+    p.set_defaults(run=resumable(_run), weights=weights)
+
+    p = actions.add_parser("grid", help="sync, words and mouth at every pair of guidance scales")
+    for name in ("--s-v", "--s-a"):
+        p.add_argument(name, default="1,1.5,2,3,4", help="values; processes with parts of them can share")
+    _add_sampling(p, clips=32)
+    add_weights(p)
+    p.set_defaults(run=resumable(_grid), weights=weights, show=0)
+
+    p = actions.add_parser("report", help="metrics.json and index.html of what has been measured")
+    p.add_argument("out", help="folder of results")
+    p.set_defaults(run=_report)
+
+    p = actions.add_parser(
+        "folder",
+        help="measure mp4 files",
+        description="Measures length, loudness, pitch and the largest step between frames of any clips. Lips "
+        "and words are measured with --puppets only: these instruments know the theatre's drawn people and "
+        "their 72 words, and tell nothing about real ones.",
+    )
+    p.add_argument("folder", help="with a jsonl of file and transcript, --puppets also counts word errors")
+    p.add_argument("--puppets", action="store_true", help="the clips show the theatre's drawn people")
+    p.add_argument("--recogniser", help="for --puppets; default: the embedded one")
+    p.add_argument("--json", action="store_true", help="print every clip as JSON")
+    p.set_defaults(run=_folder)
+
+    p = actions.add_parser("vocoder", help="measure a vocoder on real mels; without a file Griffin-Lim")
+    p.add_argument("vocoder", nargs="?", help="BigVGAN")
+    p.add_argument("--clips", type=int, default=64, help="held-out recordings")
+    p.add_argument("--recogniser", help="default: the embedded one")
+    p.set_defaults(run=_vocoder)
+
+    p = actions.add_parser("train-recogniser", help="train the recogniser of the theatre's words")
+    p.add_argument("--out", required=True, help="the .safetensors file to write")
+    p.add_argument("--work", help="folder for recordings and checkpoints; default: OUT.work")
+    p.add_argument("--clips", type=int, default=5000)
+    p.add_argument("--steps", type=int, default=2400)
+    p.add_argument("--seed", type=int, default=0)
+    p.set_defaults(run=resumable(_train_recogniser))
+
+
+def _add_sampling(p: argparse.ArgumentParser, clips: int) -> None:
+    p.add_argument("--out", required=True, help="folder of results; run again to go on")
+    p.add_argument("--clips", type=int, default=clips, help="held-out clips a run")
+    p.add_argument("--batch", type=int, default=16, help="clips sampled at once")
+    p.add_argument("--frames", type=int, default=33, help="4n + 1 at 16 fps")
+    p.add_argument("--size", type=int, default=128, help="pixels a side, a multiple of 16")
+    p.add_argument("--steps", type=int, help="default for this, shift and guidance: the model's own")
+    p.add_argument("--shift", type=float)
+    p.add_argument("--interval", type=float, help="part of the steps that use MA-CFG, then CFG")
+    p.add_argument("--skip-layer", type=int, help="layer the null pass leaves out; -1: none")
+    p.add_argument("--seed", type=int, default=0, help="of the noise")
+    p.add_argument("--recogniser", help="default: the embedded one")
+
+
+def _run(options: argparse.Namespace) -> int:
+    _need_packages()
+    from .report import table, write_report
+    from .runs import RUNS
+
+    names = options.runs.split(",") if options.runs else RUNS
+    unknown = [name for name in names if name not in RUNS]
+    if unknown:
+        from ...errors import UserError
+
+        raise UserError(f"run {unknown[0]!r} is unknown; choose from {', '.join(RUNS)}")
+    evaluation = _evaluation(options)
+    for name in names:
+        evaluation.run(name)
+    print(table(write_report(evaluation.out)["runs"]))
+    return 0
+
+
+def _grid(options: argparse.Namespace) -> int:
+    _need_packages()
+    from ...errors import UserError
+    from .report import write_report
+
+    try:
+        s_v, s_a = (tuple(map(float, text.split(","))) for text in (options.s_v, options.s_a))
+    except ValueError as error:
+        raise UserError(f"--s-v and --s-a are lists of numbers, such as 1,1.5,2 ({error})") from error
+    options.s_v = options.s_a = None
+    evaluation = _evaluation(options)
+    evaluation.grid(s_v, s_a)
+    metrics = write_report(evaluation.out)
+    for point in metrics["grid"]:
+        print(_point(point))
+    print(f"best: {_point(metrics['best'])}")
+    return 0
+
+
+def _point(point: dict) -> str:
+    measures = (
+        f"{name} {point[name][0]:.3f} [{point[name][1]:.3f}, {point[name][2]:.3f}]"
+        for name in ("sync", "word_error", "amplitude")
+    )
+    return f"s_v {point['s_v']:g}  s_a {point['s_a']:g}  " + "  ".join(measures)
+
+
+def _evaluation(options: argparse.Namespace):
+    from pathlib import Path
+
+    from tqdm import tqdm
+
+    from ..clips import Theatre
+    from .recogniser import EMBEDDED_FILE, load_recogniser
+    from .runs import Evaluation
+    from .sampling import Parts
+
+    weights = options.weights(options)
+    settings = weights.settings()
+    theatre = Theatre(0, "held-out", options.frames, (options.size, options.size))
+    recogniser = load_recogniser(options.recogniser or EMBEDDED_FILE)
+    return Evaluation(
+        Parts.load(weights),
+        recogniser,
+        theatre,
+        Path(options.out),
+        _guidance(options, settings.guidance),
+        settings.steps if options.steps is None else options.steps,
+        settings.shift if options.shift is None else options.shift,
+        options.clips,
+        options.batch,
+        options.show,
+        options.seed,
+        on_clips=lambda run, done, count: tqdm.write(f"{run}: {done} of {count}", file=sys.stderr),
+    )
+
+
+def _guidance(options: argparse.Namespace, default):
+    from dataclasses import replace
+
+    given = {"s_v": options.s_v, "s_a": options.s_a, "interval": options.interval}
+    if options.skip_layer is not None:
+        given["skip_layers"] = () if options.skip_layer < 0 else (options.skip_layer,)
+    return replace(default, **{name: value for name, value in given.items() if value is not None})
+
+
+def _report(options: argparse.Namespace) -> int:
+    _need_packages()
+    from pathlib import Path
+
+    from .report import table, write_report
+
+    out = Path(options.out)
+    print(table(write_report(out)["runs"]))
+    print(out / "index.html")
+    return 0
+
+
+def _folder(options: argparse.Namespace) -> int:
+    _need_packages()
+    from pathlib import Path
+
+    from .recogniser import EMBEDDED_FILE, load_recogniser
+    from .report import summary, table
+    from .runs import measure_folder
+
+    recogniser = load_recogniser(options.recogniser or EMBEDDED_FILE) if options.puppets else None
+    rows = measure_folder(Path(options.folder), recogniser)
+    values = summary(rows)
+    if options.json:
+        instruments = "puppets" if options.puppets else "any clip"
+        print(json.dumps({"instruments": instruments, "summary": values, "clips": rows}, indent=2))
+        return 0
+    if not options.puppets:
+        print("lips and words are not measured; for clips of the theatre's drawn people give --puppets")
+    for row in rows:
+        print(_folder_line(row))
+    print(table({options.folder: values}))
+    return 0
+
+
+def _folder_line(row: dict) -> str:
+    pitch = "no voice" if row["pitch"] is None else f"{row['pitch']:.0f} Hz"
+    loudness = "silent" if row["loudness"] is None else f"{row['loudness']:.1f} LUFS"
+    line = f"{row['file']}: {row['length']:.2f} s, {loudness}, {pitch}"
+    if "sync" in row:
+        lag = "none" if row["lag"] is None else f"{row['lag']:+d}"
+        return f"{line}, sync r {row['sync']:.3f}, best lag {lag}, heard {row['heard']!r}"
+    return f"{line}, no puppet's mouth found: lips and words not measured" if "puppet" in row else line
+
+
+def _vocoder(options: argparse.Namespace) -> int:
+    from ...media.vocoder import GriffinLim, load_vocoder
+    from .recogniser import EMBEDDED_FILE, load_recogniser
+    from .vocoders import judge
+
+    vocoder = load_vocoder(options.vocoder) if options.vocoder else GriffinLim()
+    recogniser = load_recogniser(options.recogniser or EMBEDDED_FILE)
+    for name, value in judge(vocoder, recogniser, options.clips).items():
+        print(f"{name} {value:.4f}")
+    return 0
+
+
+def _train_recogniser(options: argparse.Namespace) -> int:
+    _need_packages()
+    from tqdm import tqdm
+
+    from .recogniser import train_recogniser
+
+    with tqdm(disable=None, leave=False) as bar:
+
+        def on_progress(what: str, done: int, count: int) -> None:
+            bar.total, bar.n = count, done
+            bar.set_description(what)
+
+        about = train_recogniser(
+            options.out,
+            options.work or f"{options.out}.work",
+            options.clips,
+            options.steps,
+            seed=options.seed,
+            on_progress=on_progress,
+        )
+    print(f"{options.out}: {json.dumps(about)}")
+    return 0
+
+
+def _need_packages() -> None:
+    from importlib.util import find_spec
+
+    from ...errors import UserError
+
+    for module, name in (("cv2", "OpenCV"), ("matplotlib", "matplotlib")):
+        if find_spec(module) is None:
+            raise UserError(
+                f"uniavgen eval needs {name}, which is not installed: pip install 'uniavgen[train]'"
+            )

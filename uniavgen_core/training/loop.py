@@ -1,0 +1,383 @@
+"""The training loop, on Hugging Face accelerate: any launcher, one CPU or many GPUs (SPEC section 8).
+
+A run's folder holds `recipe.json` and one folder per stage with `log.jsonl` (one object a step),
+`checkpoint.pt` (replaced whole; a run that was killed goes on from it exactly), `clips/` and, when the
+stage is done, `model.safetensors`: the moving average of the weights, with which the next stage starts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from .. import conditioning
+from ..atomic import replacing, write_text
+from ..errors import UserError
+from ..media import files
+from ..media.caption import CaptionEncoder, load_caption_encoder
+from ..media.mel import SAMPLE_RATE
+from ..model.dit import DualBranchDiT
+from ..model.inputs import TextConditioning
+from ..sampling.guidance import Guidance
+from ..sampling.sampler import sample
+from ..weights.checkpoint import load_model, save_checkpoint
+from . import cast_ops
+from .data import Batches, Latents, one_clip
+from .initialise import initialise
+from .objective import Batch, Objective, compile_blocks, conditions, recompute_blocks
+from .recipe import Recipe, Schedule
+
+AUDIO_PARTS = (
+    "audio_embedding.",
+    "audio_padding",
+    "text_embedding.",
+    "text_proj.",
+    "time_embedding_audio.",
+    "time_projection_audio.",
+    "audio_blocks.",
+    "head_audio.",
+)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+Preview = Callable[[Objective, Path], None]
+"""Writes clips of the model as it is into a new folder."""
+Decode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Video and audio latent of one clip -> uint8 frames `[F, H, W, 3]` and sound `[n]` at 24 kHz."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run is carried out; none of it changes what is learnt.
+
+    `micro_batch`: samples a process works on at once, all of its share by default. `workers`: processes
+    that read ahead. `preview_every` needs a `preview`. `compile`: blocks go through torch.compile.
+    """
+
+    save_every: int = 500
+    preview_every: int = 2000
+    micro_batch: int | None = None
+    workers: int = 0
+    compile: bool = False
+
+
+class MovingAverage:
+    """Exponential moving average of parameters; its decay grows from 0.1 to `decay` in the first steps."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float):
+        self.parameters, self.decay = parameters, decay
+        self.values = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        for value, parameter in zip(self.values, self.parameters):
+            value.lerp_(parameter.detach(), weight)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The parameters hold the average inside the block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for value, parameter in zip(self.values, self.parameters):
+            kept = parameter.detach().clone()
+            parameter.copy_(value)
+            value.copy_(kept)
+
+
+def make_accelerator():
+    """Accelerate's view of the processes and devices of this run.
+
+    Raises:
+        UserError: accelerate is not installed.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+    except ImportError as error:
+        raise UserError(
+            "training needs accelerate, which is not installed: pip install accelerate"
+        ) from error
+    # A step trains only what its task uses: in dubbing, for example, the video head has no gradient.
+    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+
+
+def train(
+    recipe: Recipe,
+    latents: Latents,
+    out: str | Path,
+    start: str | Path | None = None,
+    caption: str | Path | CaptionEncoder | None = None,
+    run: Run | None = None,
+    preview: Preview | None = None,
+    speech: Latents | None = None,
+) -> Path:
+    """Train all stages of a recipe, or go on with what was begun in `out`; the trained model's file.
+
+    `start`: weights to begin with instead of new ones. `caption`: a caption encoder (or its folder) to be
+    trained with the model from the first stage with video on; it is saved beside each stage's model.
+    `speech`: clips without pictures, for the stages of the audio branch alone.
+
+    Raises:
+        UserError: another recipe was begun in `out`, or clips, weights and recipe do not fit together.
+    """
+    accelerator, out = make_accelerator(), Path(out)
+    run = run or Run()
+    _claim(accelerator, out, recipe)
+    for stage in recipe.stages:
+        folder = out / stage.name
+        done = folder / "model.safetensors"
+        if not done.exists():
+            model = _model(recipe, start)
+            encoder = load_caption_encoder(caption) if isinstance(caption, str | Path) else caption
+            objective = Objective(model, encoder, DTYPES[recipe.dtype], stage.seam)
+            _fit_check(model, latents, encoder)
+            for name, parameter in objective.named_parameters():
+                audio = name.removeprefix("model.").startswith(AUDIO_PARTS)
+                parameter.requires_grad_(audio or not stage.audio_alone)
+            if recipe.recompute:
+                recompute_blocks(model)
+            if run.compile:
+                compile_blocks(model)
+            shown = None if stage.audio_alone else preview
+            batches = Batches(
+                speech if speech and stage.audio_alone else latents,
+                stage,
+                recipe.seed,
+                accelerator.process_index,
+                accelerator.num_processes,
+                with_states=encoder is None,
+            )
+            state = fit(accelerator, objective, stage, batches, folder, recipe, run, shown)
+            if accelerator.is_main_process:
+                _export(state, model, encoder, folder)
+            accelerator.wait_for_everyone()
+            accelerator.free_memory()
+        start = done
+        if caption is not None:
+            caption = folder / "caption_encoder"
+    return done
+
+
+def fit(
+    accelerator,
+    objective: Objective,
+    stage: Schedule,
+    batches: torch.utils.data.Dataset,
+    folder: Path,
+    recipe: Recipe,
+    run: Run,
+    preview: Preview | None = None,
+    whole: bool = True,
+) -> dict[str, Tensor]:
+    """One stage: trains the parameters that require a gradient, from the folder's checkpoint if there is one.
+
+    Step s gives `batches[s]` to the objective; of the recipe the moving average, gradient norm and weight
+    decay are used.
+
+    Returns the moving average by name (on the main process), with frozen parameters where `whole` is set.
+
+    Raises:
+        UserError: see `Batches`; a loss that is not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
+    groups, scales = [], []
+    for scale in sorted({stage.scale(name) for name, _ in trained}):
+        own = [p for name, p in trained if stage.scale(name) == scale]
+        groups.append({"params": [p for p in own if p.ndim > 1], "weight_decay": recipe.weight_decay})
+        groups.append({"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0})
+        scales += [scale, scale]
+    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.999))
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    average = MovingAverage(parameters, recipe.ema)
+    first = _resume(folder, objective, optimizer.optimizer, average)
+    log = _open_log(folder / "log.jsonl", first) if accelerator.is_main_process else None
+    sharded = "FSDP" in str(accelerator.distributed_type)
+
+    loader = torch.utils.data.DataLoader(
+        batches, batch_size=None, sampler=range(first, stage.steps), num_workers=run.workers
+    )
+    for step, batch in enumerate(loader, first):
+        begin = time.perf_counter()
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            group["lr"] = scale * stage.rate(step)
+        optimizer.zero_grad()
+        weights = stage.loss_weights(step)
+        losses = _accumulate(accelerator, objective, batch.to(accelerator.device), weights, run)
+        norm = accelerator.clip_grad_norm_(parameters, recipe.clip)
+        optimizer.step()
+        average.update(step)
+        values = accelerator.reduce(torch.stack(list(losses.values())), "mean").tolist()
+        if log:
+            entry = {"stage": stage.name, "step": step} | batch.about() | dict(zip(losses, values)) | weights
+            entry["rate"] = stage.rate(step)
+            entry |= {"gradient_norm": float(norm), "seconds": round(time.perf_counter() - begin, 3)}
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+        if not all(map(torch.isfinite, torch.tensor(values))):
+            raise UserError(f"{stage.name}: the loss is not finite at step {step}; lower the learning rate")
+        last = step + 1 == stage.steps
+        if (step + 1) % run.save_every == 0 or last:
+            _save(accelerator, folder, step + 1, objective, optimizer.optimizer, average)
+        if preview and ((step + 1) % run.preview_every == 0 or last):
+            if accelerator.is_main_process and not sharded:
+                with average.applied():
+                    preview(accelerator.unwrap_model(objective), folder / "clips" / f"{step + 1:07d}")
+            accelerator.wait_for_everyone()
+    if log:
+        log.close()
+    with average.applied():
+        return _full_state(objective, trained_only=not whole)
+
+
+def _accumulate(
+    accelerator, objective, batch: Batch, weights: dict[str, float], run: Run
+) -> dict[str, Tensor]:
+    """Gradients of one step, in micro-batches; the mean losses of this process."""
+    parts = batch.split(run.micro_batch or len(batch))
+    total: dict[str, Tensor] = {}
+    for i, part in enumerate(parts):
+        with accelerator.no_sync(objective) if i + 1 < len(parts) else nullcontext():
+            losses = objective(part, **weights)
+            share = len(part) / len(batch)
+            accelerator.backward(losses["loss"] * share)
+        for name, value in losses.items():
+            total[name] = total.get(name, 0) + value.detach() * share
+    # Every parameter takes part in every step, so that the optimizer's state never depends on who came first.
+    for parameter in objective.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return total
+
+
+def _full_state(objective: nn.Module, trained_only: bool = True) -> dict[str, Tensor]:
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
+    state = get_model_state_dict(objective, options=options)
+    return {name: value.clone() for name, value in state.items()}
+
+
+def _save(accelerator, folder: Path, step: int, objective, optimizer, average: MovingAverage) -> None:
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    state = {"step": step, "model": _full_state(objective)}
+    state["optimizer"] = get_optimizer_state_dict(objective, optimizer, options=options)
+    with average.applied():
+        state["average"] = _full_state(objective)
+    if accelerator.is_main_process:
+        with replacing(folder / "checkpoint.pt") as part:
+            torch.save(state, part)
+    accelerator.wait_for_everyone()
+
+
+def _resume(folder: Path, objective, optimizer, average: MovingAverage) -> int:
+    """Load the folder's checkpoint; the next step's number."""
+    file = folder / "checkpoint.pt"
+    if not file.exists():
+        return 0
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+    set_model_state_dict(objective, state["average"], options=options)
+    average.values = [p.detach().clone() for p in average.parameters]
+    set_model_state_dict(objective, state["model"], options=options)
+    set_optimizer_state_dict(objective, optimizer, state["optimizer"], options=options)
+    return state["step"]
+
+
+def _open_log(file: Path, first: int):
+    """The log, cut back to the steps before `first`."""
+    lines = file.read_text().splitlines()[:first] if file.exists() else []
+    file.write_text("".join(line + "\n" for line in lines))
+    return file.open("a")
+
+
+def _claim(accelerator, out: Path, recipe: Recipe) -> None:
+    file = out / "recipe.json"
+    text = json.dumps(recipe.to_dict(), indent=2)
+    if file.exists() and json.loads(file.read_text()) != json.loads(text):
+        raise UserError(f"{out} holds a run of another recipe; choose another folder")
+    accelerator.wait_for_everyone()  # none may read what the first is writing
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
+    accelerator.wait_for_everyone()
+
+
+def _model(recipe: Recipe, start: str | Path | None) -> DualBranchDiT:
+    model = DualBranchDiT(recipe.config, cast_ops)
+    if start is None:
+        return initialise(model, recipe.seed)
+    weights = load_model(start, dtype=torch.float32)
+    if weights.config != recipe.config:
+        raise UserError(f"{start} has other sizes than the recipe; put its config (uniavgen inspect) there")
+    model.load_state_dict(weights.state_dict())
+    return model
+
+
+def _fit_check(model: DualBranchDiT, latents: Latents, encoder: CaptionEncoder | None) -> None:
+    item, config = latents[0], model.config
+    width = encoder.dim if encoder else config.caption_dim
+    if encoder is None and latents.null_caption is not None:
+        width = latents.null_caption.shape[-1]
+    found = (item.video.shape[0], item.audio.shape[1], width)
+    wanted = (config.video_channels, config.audio_channels, config.caption_dim)
+    if found != wanted:
+        raise UserError(
+            f"clips and texts have {found} channels (video, audio, caption), the recipe's model {wanted}; "
+            "prepare the clips with the encoders of this model or change the recipe"
+        )
+
+
+def _export(state: dict[str, Tensor], model: DualBranchDiT, encoder, folder: Path) -> None:
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+
+    if encoder is not None:
+        encoder.model.load_state_dict(part("caption_model."), strict=False)
+        encoder.save(folder / "caption_encoder")
+    save_checkpoint(folder / "model.safetensors", part("model.").items(), model.config, "fp32")
+
+
+def clip_preview(
+    latents: Latents, indices: list[int], decode: Decode, modes: tuple[str, ...] = ("joint",), steps: int = 16
+) -> Preview:
+    """Samples these clips in these tasks without guidance and writes them as `clip-mode.mp4`."""
+
+    @torch.no_grad()
+    def preview(objective: Objective, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        device = objective.model.audio_padding.device
+        for index in indices:
+            for mode in modes:
+                batch = one_clip(latents, index, mode).to(device)
+                texts = TextConditioning(
+                    objective.caption_states(batch).float(),
+                    objective.speech_features(batch.speech, batch.speech_lengths),
+                )
+                task = conditions(batch, objective.model.config.variant, objective.model.config.patch)
+                made = sample(objective.model, task, texts, texts, Guidance.none(), steps, 1.0, seed=index)
+                frames, waveform = decode(made.video, made.audio)
+                files.write_mp4(
+                    folder / f"{index}-{mode}.mp4", frames, conditioning.FPS, waveform, SAMPLE_RATE
+                )
+
+    return preview
