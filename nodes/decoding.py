@@ -6,7 +6,16 @@ from comfy_api.latest import io
 
 from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.media.mel import MEL_BANDS, latent_to_mel
-from .types import CATEGORY, VocoderSocket
+from .types import CATEGORY, UNSAMPLED, VocoderSocket
+
+
+def check_sampled(latent: dict) -> None:
+    """Raises UserError for the LATENT of a task node as it came from there."""
+    if latent.get(UNSAMPLED) is latent["samples"]:
+        raise UserError(
+            "latent is as the task node gave it, nothing was generated; connect UniAVGen Sampler between the "
+            "task node and this one, or switch its bypass off"
+        )
 
 
 class Split(io.ComfyNode):
@@ -26,6 +35,7 @@ class Split(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: dict) -> io.NodeOutput:
+        check_sampled(latent)
         samples = latent["samples"]
         streams = samples.unbind() if samples.is_nested else [samples]
         if (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import torch
+import torch.nn.functional as F
 from comfy_api.latest import io
 from torch import Tensor, nn
 
 from ..uniavgen_core import embedded
+from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.media.caption import CaptionEncoder
 from ..uniavgen_core.media.files import read_image
 from ..uniavgen_core.media.vae import LATENT_CHANNELS, diffusers_name, read_vae
@@ -78,6 +81,22 @@ class HostVAE(comfy.sd.VAE):
         )
         self.size = comfy.model_management.module_size(self.first_stage_model)
 
+    def decode(self, samples_in: Tensor, vae_options: dict = {}) -> Tensor:  # noqa: B006
+        _check_video_latent(samples_in)
+        return super().decode(samples_in, vae_options)
+
+    def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
+        _check_video_latent(samples)
+        return super().decode_tiled(samples, *args, **kwargs)
+
+
+def _check_video_latent(samples: Tensor) -> None:
+    if samples.ndim != 5 or samples.shape[1] != LATENT_CHANNELS:
+        raise UserError(
+            f"samples is {list(samples.shape)}, expected video [B, {LATENT_CHANNELS}, T, h, w]; connect the "
+            "video output of UniAVGen Split, and its audio output to UniAVGen Vocoder Decode"
+        )
+
 
 def _host_wan_vae(config: dict, tensors: dict[str, Tensor]) -> nn.Module:
     """The host's module with these weights. Its raw latents are those that the host's latent format
@@ -103,6 +122,25 @@ def _host_wan_vae(config: dict, tensors: dict[str, Tensor]) -> nn.Module:
     given.weight /= scale.view(1, -1, 1, 1, 1)
     given.bias -= given.weight.flatten(1) @ shift
     return host
+
+
+class EmbeddedFormat(comfy.latent_formats.Wan22):
+    """The host's latent format with the colours of this VAE for live previews (`tools/fit_preview.py`)."""
+
+    def __init__(self):
+        super().__init__()
+        fitted = json.loads((embedded.folder() / "preview.json").read_text(encoding="utf-8"))
+        self.parts = fitted["parts"]
+        self.colours, self.bias = torch.tensor(fitted["factors"]), torch.tensor(fitted["bias"])
+        self.latent_rgb_factors = torch.eye(3).tolist()
+        self.latent_rgb_factors_bias = None
+        self.latent_rgb_factors_reshape = self.pixels
+
+    def pixels(self, latent: Tensor) -> Tensor:
+        """Normalised `[B, 48, T, h, w]` -> colours in -1..1 of the first frame, `[B, 3, 1, 4h, 4w]`."""
+        first = latent[:, :, 0].movedim(1, -1)
+        parts = first @ self.colours.to(first) + self.bias.to(first)
+        return F.pixel_shuffle(parts.movedim(-1, 1), self.parts)[:, :, None]
 
 
 class EmbeddedModel(io.ComfyNode):
@@ -134,6 +172,7 @@ class EmbeddedModel(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         tell(cls, embedded.NOTICE)
         model, speech_encoder = parts_of(embedded.model_file(), puppet=True)
+        model.model.latent_format = EmbeddedFormat()
         return io.NodeOutput(
             model,
             speech_encoder,

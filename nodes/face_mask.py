@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.sampling.guidance import Guidance
+from .decoding import check_sampled
 from .encoding import pictures_uint8
 from .guiding import MACFGGuider, sample
 from .host_model import FaceMasks
@@ -78,6 +79,7 @@ class FaceMask(io.ComfyNode):
         variation: int,
         images: Tensor | None = None,
     ) -> io.NodeOutput:
+        check_sampled(latent)
         masks = FaceMasks()
         guider = MACFGGuider(model, Guidance.none(), masks)
         guider.set_conds(positive, negative)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import comfy.conds
 import comfy.model_management
+import comfy.model_sampling
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
@@ -21,14 +22,21 @@ from ..uniavgen_core.model.cache import Cache
 from ..uniavgen_core.model.inputs import ActiveParts
 from ..uniavgen_core.sampling.guidance import Guidance
 from ..uniavgen_core.sampling.sampler import schedule
+from . import cfg_functions
 from .host_model import TASK_NODES, FaceMasks, UniAVGen, check_latent_shapes
-from .types import CATEGORY
+from .preview import preview_callback
+from .types import CATEGORY, tell_running_node
 
 MAX_LAYER = 29
+LAST_TIME = 0.999  # from the first to the last time of a schedule, before its shift and the 0 at its end
 
 
 class MACFGGuider(comfy.samplers.CFGGuider):
     """Full and null pass as `Guidance` says, for any sampler.
+
+    Both passes are handed to the host in one `calc_cond_batch`, each with its switches in its conditioning.
+    The host runs them one after the other (they never share a batch, for they differ in what is run) or each
+    on a device of its own. Its CFG functions run as `cfg_functions` says; CFG Override sets both scales.
 
     What stays the same between the steps of a run is computed once and dropped when the run ends, however
     it ends. Known frames come back exactly as they were given.
@@ -40,8 +48,11 @@ class MACFGGuider(comfy.samplers.CFGGuider):
                 f"model is a {type(model.model).__name__}, expected UniAVGen; use UniAVGen Load Model"
             )
         super().__init__(model)
+        flow_shift(model.get_model_object("model_sampling"))
         self.guidance, self.face_masks = guidance.for_layers(model.model.core_config.layers), face_masks
-        self.caches: dict[tuple[str, int], Cache] = {}
+        self.cfg = self._cfg = float(max(guidance.s_v, guidance.s_a))
+        self.caches: dict[tuple[str, int], dict[torch.device, Cache]] = {}
+        self.ignored: set[str] = set()
 
     def set_conds(self, positive, negative):
         for side, conditioning, null in (("positive", positive, False), ("negative", negative, True)):
@@ -61,53 +72,85 @@ class MACFGGuider(comfy.samplers.CFGGuider):
                 "the latent holds values that are not numbers; make it again with a UniAVGen task node"
             )
         if denoise_mask is not None:
-            _check_masks(denoise_mask)
+            _check_masks(denoise_mask, streams)
+        self.ignored = set()
         try:
             sampled = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         finally:
             self.caches = {}
+        if self.ignored:
+            tell_running_node(f"without effect on this model: {', '.join(sorted(self.ignored))}")
         return _with_known(sampled, latent_image, denoise_mask)
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
-        full = self._denoised("positive", x, timestep, model_options, face_masks=self.face_masks)
-        if self.guidance.needs_null:
-            sigmas = model_options["transformer_options"]["sample_sigmas"]
-            interacts = self.guidance.null_interacts(_step(sigmas, timestep), len(sigmas) - 1)
-            null = self._denoised(
-                "negative",
-                x,
-                timestep,
-                model_options,
-                active=ActiveParts(interacts, interacts, self.guidance.skip_layers),
+        options = model_options["transformer_options"] | {"uniavgen_ignored": self.ignored}
+        model_options = model_options | {"transformer_options": options}
+        # CFG Override puts another number into self.cfg
+        scales = (self.guidance.s_v, self.guidance.s_a) if self.cfg is self._cfg else (self.cfg, self.cfg)
+        conds = [self._run("positive", face_masks=self.face_masks), None]
+        if scales != (1.0, 1.0) or model_options.get("disable_cfg1_optimization", False):
+            interacts = self._null_interacts(timestep, options["sample_sigmas"])
+            conds[1] = self._run(
+                "negative", active=ActiveParts(interacts, interacts, self.guidance.skip_layers)
             )
-            full = null + self._scale(x) * (full - null)
-        if not full.isfinite().all():
+        if "sampler_calc_cond_batch_function" in model_options:
+            args = {"conds": conds, "input": x, "sigma": timestep, "model": self.inner_model}
+            passes = model_options["sampler_calc_cond_batch_function"](
+                args | {"model_options": model_options}
+            )
+        else:
+            passes = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
+        step = cfg_functions.Step(
+            self.inner_model,
+            x,
+            timestep,
+            model_options,
+            *conds,
+            scales,
+            self.inner_model.latent_shapes,
+            self.ignored,
+        )
+        denoised = step.denoised(*passes)
+        if not denoised.isfinite().all():
             raise UserError(
                 f"the model's output is not finite at sigma {float(timestep[0]):.4f}; use bf16 or fp32 "
                 "weights (fp16 can overflow) and lower the strength of LoRAs"
             )
-        return full
+        return denoised
 
-    def _denoised(self, side: str, x: Tensor, timestep: Tensor, model_options: dict, **changes) -> Tensor:
+    def _run(self, side: str, **changes) -> list[dict]:
+        """The conds of a side with the switches of their pass."""
         conds = []
         for i, cond in enumerate(self.conds[side]):
             # hooks may change the weights between the steps
-            cache = None if cond.get("hooks") else self.caches.setdefault((side, i), Cache())
-            run = replace(cond["model_conds"]["run"].cond, cache=cache, **changes)
+            caches = None if cond.get("hooks") else self.caches.setdefault((side, i), {})
+            run = replace(cond["model_conds"]["run"].cond, caches=caches, **changes)
             conds.append(
                 {**cond, "model_conds": {**cond["model_conds"], "run": comfy.conds.CONDConstant(run)}}
             )
-        return comfy.samplers.calc_cond_batch(self.inner_model, [conds], x, timestep, model_options)[0]
+        return conds
 
-    def _scale(self, x: Tensor) -> Tensor:
-        """s_v over the video part of the pack, s_a over the audio part, `[N]`."""
-        video, audio = (shape[1:].numel() for shape in self.inner_model.latent_shapes)
-        scales = x.new_tensor((self.guidance.s_v, self.guidance.s_a))
-        return scales.repeat_interleave(torch.tensor((video, audio), device=x.device))
+    def _null_interacts(self, timestep: Tensor, sigmas: Tensor) -> bool:
+        """Whether the null pass of this step keeps the interaction on.
+
+        In a run of a whole schedule by the number of the step. A part of one (Split Sigmas) does not show
+        how many steps there are, so there by the time of the step, as if the whole were evenly spaced under
+        the shift of the MODEL, which is what UniAVGen Scheduler makes.
+        """
+        step, steps = _step(sigmas, timestep), len(sigmas) - 1
+        if sigmas[0] > 0.999 and sigmas[-1] == 0:
+            return self.guidance.null_interacts(step, steps)
+        shift = flow_shift(self.model_patcher.get_model_object("model_sampling"))
+        now, after = (
+            float(s / (shift - (shift - 1) * s)) for s in sigmas[[step, min(step + 1, steps)]].double()
+        )
+        width = max(now - after, 1e-6)
+        whole = round(LAST_TIME / width) + 1
+        return self.guidance.null_interacts(round((1 - now) / width), whole)
 
 
-def _check_masks(mask: Tensor | NestedTensor) -> None:
-    """The host resizes masks; these dimensions it can."""
+def _check_masks(mask: Tensor | NestedTensor, streams: list[Tensor]) -> None:
+    """The host resizes masks; these dimensions it can, lengths it must not."""
     masks = mask.unbind() if mask.is_nested else [mask]
     if len(masks) > 2 or masks[0].ndim < 2:
         found = ", ".join(str(list(x.shape)) for x in masks)
@@ -118,12 +161,45 @@ def _check_masks(mask: Tensor | NestedTensor) -> None:
         raise UserError(
             f"the noise mask of the audio is {list(masks[1].shape)}, expected [B, 1, L]; reshape it"
         )
+    for name, drawn, stream in zip(("video", "audio"), masks, streams):
+        if drawn.ndim == stream.ndim and drawn.shape[2] not in (1, stream.shape[2]):
+            raise UserError(
+                f"the noise mask of the {name} is {drawn.shape[2]} long, the latent {stream.shape[2]}; cut "
+                " the latent before the task node or draw a mask for it (Set Latent Noise Mask)"
+            )
 
 
 def _step(sigmas: Tensor, timestep: Tensor) -> int:
     """The step of the schedule that `timestep` lies in, from 0."""
     done = int((sigmas[:-1] >= timestep[0].to(sigmas) * (1 - 1e-6)).sum()) - 1
     return max(done, 0)
+
+
+def flow_shift(sampling) -> float:
+    """The shift of a MODEL's sigmas, `s u / (1 + (s - 1) u)` at time u.
+
+    Raises:
+        UserError: a node has made another kind of model of it.
+    """
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscreteFlow):
+            return float(sampling.shift)
+        if isinstance(sampling, comfy.model_sampling.ModelSamplingFlux):
+            return math.exp(sampling.shift)
+    raise UserError(
+        "model went through a node that gives it other noise levels than a flow model has; leave out "
+        "ModelSamplingDiscrete and the like, ModelSamplingSD3 is the one that sets the shift"
+    )
+
+
+def model_shift(model, shift: float) -> float:
+    """The shift that a node such as ModelSamplingSD3 set on the MODEL, else `shift`; a change is told."""
+    if model is None or "model_sampling" not in model.object_patches:
+        return shift
+    found = flow_shift(model.get_model_object("model_sampling"))
+    if found != shift:
+        tell_running_node(f"shift {found:g} of the MODEL in place of {shift:g}")
+    return found
 
 
 def _with_known(sampled: NestedTensor, given: NestedTensor, mask: Tensor | NestedTensor | None):
@@ -149,7 +225,7 @@ def sample(guider: MACFGGuider, latent: dict, sigmas: Tensor, seed: int) -> dict
         comfy.samplers.sampler_object("euler"),
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1),
+        callback=preview_callback(guider.model_patcher, len(sigmas) - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
@@ -215,7 +291,8 @@ def _shift() -> io.Input:
         max=100.0,
         step=0.1,
         advanced=True,
-        tooltip="Higher spends more of the steps on layout and motion, lower on detail.",
+        tooltip="Higher spends more of the steps on layout and motion, lower on detail. A shift that "
+        "ModelSamplingSD3 set on the MODEL goes before this one.",
     )
 
 
@@ -285,13 +362,19 @@ class Scheduler(io.ComfyNode):
             display_name="UniAVGen Scheduler",
             category=CATEGORY,
             description="The schedule the model was tuned with: evenly spaced times, shifted.",
-            inputs=[_steps(), _shift()],
+            inputs=[
+                _steps(),
+                _shift(),
+                io.Model.Input(
+                    "model", optional=True, tooltip="Takes the shift from a MODEL that ModelSamplingSD3 set."
+                ),
+            ],
             outputs=[io.Sigmas.Output(tooltip="For Sampler Custom Advanced.")],
         )
 
     @classmethod
-    def execute(cls, steps: int, shift: float) -> io.NodeOutput:
-        return io.NodeOutput(schedule(steps, shift) / 1000)
+    def execute(cls, steps: int, shift: float, model=None) -> io.NodeOutput:
+        return io.NodeOutput(schedule(steps, model_shift(model, shift)) / 1000)
 
 
 class Sampler(io.ComfyNode):
@@ -313,7 +396,8 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         guider = MACFGGuider(model, guidance(s_v, s_a, interval, skip_layer))
         guider.set_conds(positive, negative)
-        return io.NodeOutput(sample(guider, latent, schedule(steps, shift) / 1000, seed))
+        sigmas = schedule(steps, model_shift(model, shift)) / 1000
+        return io.NodeOutput(sample(guider, latent, sigmas, seed))
 
 
 class GuidanceGrid(io.ComfyNode):
@@ -357,11 +441,12 @@ class GuidanceGrid(io.ComfyNode):
                     f"{name} is {text!r}, expected numbers from 0 to 10 with commas, such as 1, 3, 5"
                 )
         latents, labels = [], []
+        sigmas = schedule(steps, model_shift(model, shift)) / 1000
         for a in down:
             for v in across:
                 guider = MACFGGuider(model, guidance(v, a, interval, skip_layer))
                 guider.set_conds(positive, negative)
-                latents.append(sample(guider, latent, schedule(steps, shift) / 1000, seed))
+                latents.append(sample(guider, latent, sigmas, seed))
                 labels.append(f"s_v {v:g}   s_a {a:g}")
         return io.NodeOutput(latents, labels, len(across))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import comfy.conds
 import comfy.latent_formats
@@ -26,6 +27,7 @@ from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
+from ..uniavgen_core.conditioning import MELS_PER_SECOND, mel_frames
 from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.model.cache import Cache
 from ..uniavgen_core.model.config import Config
@@ -33,6 +35,7 @@ from ..uniavgen_core.model.dit import DualBranchDiT
 from ..uniavgen_core.model.inputs import ActiveParts, Conditioned, References, TextConditioning
 from ..uniavgen_core.model.layers import uncompiled
 from ..uniavgen_core.model.variants import VARIANTS
+from .cfg_functions import owner, without_effect
 
 TASK_NODES = "a UniAVGen task node (Joint, Reference Voice, Continuation, Dubbing, Audio-Driven)"
 # estimated: 2.6 GB for one pass over 81 frames of 1280x736 in bf16, see BaseModel.memory_required
@@ -45,11 +48,14 @@ class FaceMasks(dict):
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """How one forward runs. An object of its own: the host compares and batches only equal ones."""
+    """How one forward runs. An object of its own: the host compares and batches only equal ones.
+
+    `caches`: one for each device, for the host may run the passes on several.
+    """
 
     conditioned: Conditioned
     active: ActiveParts
-    cache: Cache | None = None
+    caches: dict[torch.device, Cache] | None = None
     face_masks: FaceMasks | None = None
 
 
@@ -59,6 +65,8 @@ class HostDiT(DualBranchDiT):
     def __init__(self, config: Config, dtype=None, device=None, operations=None):
         super().__init__(config, ops=operations, device=device, dtype=dtype)
         self._dtype = dtype
+        # nodes leave what a latent has beyond this as it is; neither stream has more
+        self.in_channels = max(config.video_channels, config.audio_channels)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,14 +74,19 @@ class HostDiT(DualBranchDiT):
 
     @uncompiled
     def forward(self, x, timestep, context=None, control=None, transformer_options={}, **conds):  # noqa: B006
-        """`x`: video `[B, 48, T, h, w]` and audio `[B, 80, L]`; returns both velocities in those shapes."""
-        return comfy.patcher_extension.WrapperExecutor.new_class_executor(
+        """`x`: video `[B, 48, T, h, w]` and audio `[B, 80, L]`; returns both velocities in those shapes.
+
+        Wrappers (EasyCache) see copies that they may write into, the audio as `[B, 1, 80, L]`: they cut
+        streams to the channels of the video.
+        """
+        video, audio = comfy.patcher_extension.WrapperExecutor.new_class_executor(
             self._velocity,
             self,
             comfy.patcher_extension.get_all_wrappers(
                 comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
             ),
-        ).execute(x, timestep, context, transformer_options, **conds)
+        ).execute([x[0].clone(), x[1][:, None].clone()], timestep, context, transformer_options, **conds)
+        return [video, audio[:, 0]]
 
     @uncompiled
     def _velocity(
@@ -87,7 +100,7 @@ class HostDiT(DualBranchDiT):
         run: Pass,
         reference_mel: Tensor | None = None,
     ) -> list[Tensor]:
-        video, audio = x
+        video, audio = x[0], x[1][:, 0]
         out = super().forward(
             video,
             audio.transpose(1, 2),
@@ -95,14 +108,40 @@ class HostDiT(DualBranchDiT):
             TextConditioning(context, speech),
             References(reference_image, reference_mel),
             run.conditioned,
-            run.active,
-            run.cache,
+            self._active(run.active, transformer_options),
+            None if run.caches is None else run.caches.setdefault(video.device, Cache()),
             attention=_host_attention(transformer_options),
             audio_attention=attention_pytorch,  # quantised attention garbles the audio branch
+            on_layer=partial(transformer_options.__setitem__, "block_index"),
         )
         if run.face_masks is not None:
             run.face_masks.update(out.face_masks)
-        return [out.video, out.audio.transpose(1, 2)]
+        return [out.video, out.audio.transpose(1, 2)[:, None]]
+
+    def _active(self, active: ActiveParts, transformer_options: dict) -> ActiveParts:
+        """Less what Modality Guidance and Skip Layer Guidance leave out.
+
+        Patches of anything else have no effect and are added to `uniavgen_ignored`.
+        """
+        layers: list[int] = []
+        patches = [(n, f) for n, found in transformer_options.get("patches", {}).items() for f in found]
+        for kind, replaced in transformer_options.get("patches_replace", {}).items():
+            for place, patch in replaced.items():
+                name = owner(patch)
+                if kind == "dit" and place[0] == "double_block" and name.startswith("SkipLayerGuidance"):
+                    layers.append(place[1])
+                elif not name.startswith("SkipLayerGuidance"):
+                    patches.append((kind, patch))
+        ignored = {without_effect(patch, f"it patches {kind}") for kind, patch in patches}
+        inside = tuple(layer for layer in layers if layer < self.config.layers)
+        if layers and not inside:
+            ignored.add(f"SkipLayerGuidance (the model has the layers 0 to {self.config.layers - 1})")
+        transformer_options.get("uniavgen_ignored", set()).update(ignored)
+        return ActiveParts(
+            active.a2v and transformer_options.get("a2v_cross_attn", True),
+            active.v2a and transformer_options.get("v2a_cross_attn", True),
+            (*active.skip_layers, *inside),
+        )
 
 
 def _host_attention(transformer_options: dict) -> Callable[..., Tensor]:
@@ -155,6 +194,12 @@ class UniAVGen(comfy.model_base.BaseModel):
 
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
         return latent_image
+
+    def map_context_window_to_modalities(self, primary_indices, latent_shapes, dim):
+        raise UserError(
+            "context windows cannot be used with UniAVGen: nobody knows which words belong to which window; "
+            "make the clip in parts with UniAVGen Continuation"
+        )
 
     def extra_conds(self, **kwargs):
         """Everything the task nodes put into CONDITIONING, checked against the latent and the model."""
@@ -221,6 +266,12 @@ def check_latent_shapes(shapes: list, config: Config) -> None:
         raise UserError(
             f"the latent is {found}, expected video [B, {config.video_channels}, T, h, w] and audio "
             f"[B, {config.audio_channels}, L]; take the latent from {TASK_NODES}"
+        )
+    frames, wanted = 4 * shapes[0][2] - 3, mel_frames(4 * shapes[0][2] - 3)
+    if abs(shapes[1][2] - wanted) >= MELS_PER_SECOND // 4:  # a latent frame
+        raise UserError(
+            f"the latent is {found}: {shapes[0][2]} latent frames ({frames} frames) go with {wanted} mel "
+            f"frames, not with {shapes[1][2]}; cut both streams to the same length"
         )
     if shapes[0][0] != shapes[1][0]:
         raise UserError(

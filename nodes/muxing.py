@@ -28,8 +28,9 @@ class Mux(io.ComfyNode):
             node_id="UniAVGenMux",
             display_name="UniAVGen Mux",
             category=CATEGORY,
-            description="Pictures and sound into one video of equal lengths: the sound is cut or filled with "
-            "silence. Save Video writes it.",
+            description="Pictures and sound into a video of equal lengths: the sound is cut or filled with "
+            "silence. A batch of clips becomes a list of videos, each with its own sound. Save Video writes "
+            "them.",
             inputs=[
                 io.Image.Input("images", tooltip="From VAE Decode. An odd side loses one pixel for H.264."),
                 io.Audio.Input("audio", tooltip="From UniAVGen Vocoder Decode."),
@@ -42,7 +43,7 @@ class Mux(io.ComfyNode):
                     tooltip="The model makes 16 frames a second; at another rate sound and lips fall apart.",
                 ),
             ],
-            outputs=[io.Video.Output(tooltip="For Save Video.")],
+            outputs=[io.Video.Output(is_output_list=True, tooltip="For Save Video.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -55,25 +56,38 @@ class Mux(io.ComfyNode):
             raise UserError(f"audio is {list(waveform.shape)}, expected [1, channels, samples]; use an AUDIO")
         if not waveform.isfinite().all():
             raise UserError("audio has samples that are NaN or infinite; use an undamaged clip")
+        takes = len(waveform)
+        if len(frames) % takes:
+            raise UserError(
+                f"audio holds {takes} clips but images {len(frames)} frames, which cannot be shared out "
+                "evenly; decode video and audio of the same latent"
+            )
         if rate not in AAC_RATES:
             waveform, rate = resample(waveform, rate, 48000), 48000
         if waveform.shape[1] > 2:
             waveform = waveform.mean(1, keepdim=True)
-        samples, wanted = waveform.shape[-1], round(len(frames) / fps * rate)
-        waveform = fit_length(waveform[:1], wanted)
+        count = len(frames) // takes
+        samples, wanted = waveform.shape[-1], round(count / fps * rate)
+        waveform = fit_length(waveform, wanted)
         change = (samples - wanted) / rate
         note = (
             ""
             if abs(change) < 0.01
             else f", sound {'cut' if change > 0 else 'filled up'} by {abs(change):.2f} s"
         )
-        tell(cls, f"{len(frames)} frames, {len(frames) / fps:.2f} s{note}")
-        components = Types.VideoComponents(
-            images=frames,
-            audio={"waveform": waveform, "sample_rate": rate},
-            frame_rate=Fraction(fps).limit_denominator(1001),
-        )
-        return io.NodeOutput(InputImpl.VideoFromComponents(components))
+        several = f"{takes} videos of " if takes > 1 else ""
+        tell(cls, f"{several}{count} frames, {count / fps:.2f} s{note}")
+        videos = [
+            InputImpl.VideoFromComponents(
+                Types.VideoComponents(
+                    images=take,
+                    audio={"waveform": sound[None], "sample_rate": rate},
+                    frame_rate=Fraction(fps).limit_denominator(1001),
+                )
+            )
+            for take, sound in zip(frames.split(count), waveform)
+        ]
+        return io.NodeOutput(videos)
 
 
 class Compare(io.ComfyNode):

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 from server import PromptServer
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from ..uniavgen_core.media.mel import (
 )
 
 CATEGORY = "UniAVGen"
+UNSAMPLED = "uniavgen_unsampled"  # in a LATENT: the samples as the task node gave them
 
 VideoSocket = io.Custom("UNIAVGEN_VIDEO")
 MelSocket = io.Custom("UNIAVGEN_MEL")
@@ -84,3 +86,11 @@ def tell(node: type[io.ComfyNode], text: str) -> None:
     """Show a line on the running node and in the log; the last one stays. Needs the hidden unique_id."""
     logging.info("UniAVGen: %s", text)
     PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
+
+
+def tell_running_node(text: str) -> None:
+    """As `tell`, on whichever node is running: a guider runs inside a node of the host."""
+    logging.info("UniAVGen: %s", text)
+    context = get_executing_context()
+    if context is not None:
+        PromptServer.instance.send_progress_text(text, context.node_id)

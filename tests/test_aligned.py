@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_paper import attend, before_self_attention, mask_of
 
+from uniavgen_core.errors import UserError
+from uniavgen_core.model import rope
 from uniavgen_core.model.config import TINY
 from uniavgen_core.model.dit import DualBranchDiT
 from uniavgen_core.model.variants import align
 from uniavgen_core.training import cast_ops
-from uniavgen_core.training.initialise import initialise
+from uniavgen_core.training.initialise import LATER, initialise, other_interaction
 from uniavgen_core.weights.checkpoint import load_model, save_checkpoint
 
 ALIGNED = replace(TINY, variant="aligned", layers=1, interaction_layers=(0,))
@@ -163,3 +165,25 @@ def test_a_file_says_by_its_tensors_that_it_is_aligned(model, tmp_path):
     loaded = load_model(tmp_path / "m.safetensors", dtype=torch.float32)
     assert loaded.config == model.config
     assert torch.equal(loaded.v2a_blocks[0].phase, model.v2a_blocks[0].phase)
+
+
+def test_a_paper_model_becomes_an_aligned_one_that_finds_what_it_knew_twelve_places_later():
+    paper = randomise(DualBranchDiT(replace(TINY, variant="paper")), 4)
+    for interaction in paper.interactions():
+        torch.nn.init.ones_(interaction.a2v.norm_q.weight)  # equal within each pair: the turn is exact
+    aligned = other_interaction(initialise(DualBranchDiT(replace(TINY, variant="aligned"))), paper)
+    same = {n for n, p in paper.state_dict().items() if torch.equal(p, aligned.state_dict()[n])}
+    turned = {f"a2v_blocks.{i}.q.{kind}" for i in range(2) for kind in ("weight", "bias")}
+    assert paper.state_dict().keys() - same == turned
+    x, places = torch.randn(1, 5, TINY.video_dim), rope.window(40, TINY.head_dim)
+    unturned = rope.window(5, TINY.head_dim)
+    unturned = rope.Rotary(torch.ones_like(unturned.cos), torch.zeros_like(unturned.sin))
+    key = torch.randn(1, 1, TINY.video_heads, TINY.head_dim)
+    scores = []
+    for model, place in ((paper, 7), (aligned, 7 + LATER)):
+        here = rope.Rotary(places.cos[place : place + 1], places.sin[place : place + 1])
+        q = model.interactions()[0].a2v.query(x, unturned).unflatten(-1, (TINY.video_heads, -1))
+        scores.append((q * rope.rotate(key, here)).sum(-1))
+    torch.testing.assert_close(*scores)
+    with pytest.raises(UserError, match="'released' cannot become"):
+        other_interaction(aligned, DualBranchDiT(TINY))

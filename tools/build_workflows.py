@@ -1,4 +1,4 @@
-"""Writes workflows/*.json, their API twins and the English names: `python tools/build_workflows.py`."""
+"""Writes the workflows, their API twins, English names and help tables: `python tools/build_workflows.py`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from workflow_graph import GOLDEN, Graph, Node  # noqa: E402
+import help_pages  # noqa: E402
+from workflow_graph import GOLDEN, Graph, Link, Node, Subgraph  # noqa: E402
 from workflow_notes import note  # noqa: E402
 
 from uniavgen_core import embedded as embedded_model  # noqa: E402
 from uniavgen_core.sampling.sampler import Settings  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
+SUBGRAPHS = ROOT / "subgraphs"
 ENGLISH = ROOT / "locales" / "en" / "nodeDefs.json"
 
 HUB = "https://huggingface.co/Comfy-Org"
@@ -32,39 +34,78 @@ TEXT_ENCODER = {
     "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
     "directory": "text_encoders",
 }
-MODEL = "UniAVGen/"
+# as `uniavgen convert --comfyui --dtype fp8` names them
+MODEL = "uniavgen_fp8.safetensors"
 VOCODER = "qwen2.5_omni_bigvgan.safetensors"
 
 CAPTION = "A person in an orange suit talks to the camera."
 LINE = "Hello from the workshop, it is good to see you."
 VOICE_LINE = "This is how I sound when I read a sentence aloud."
-PUPPET_CAPTION = (
-    "a middle-aged woman with black hair in a bun, glasses and earrings holds still while speaking, looking "
-    "happy, in a forest"
-)
+PUPPETS = json.loads((ROOT / "web" / "puppets" / "puppets.json").read_text(encoding="utf-8"))
+WOMAN, OTHER = PUPPETS["woman"], "old man"
 PUPPET_LINE = "Hello, show me the moon."
-PUPPET_VOICE_LINE = "The old friend sings today."
 BEGINNING = 17  # frames of the recording that a continuation keeps
 MODES = ("joint", "reference_voice", "continuation", "dubbing", "audio_driven")
+GRID = {False: ("1, 3, 5", "1, 3"), True: ("1, 2, 4", "1, 2")}  # s_v and s_a, by whether embedded
 
-
-Link = tuple[Node, int]
+# file names of the templates: what the page shows, in this order where it sorts
+TITLES = {
+    "embedded_joint": "01 Start here - talking puppet, runs without a download",
+    "embedded_reference_voice": "02 Puppet - in the voice of a recording",
+    "embedded_continuation": "03 Puppet - continue a video",
+    "embedded_dubbing": "04 Puppet - dub a video",
+    "embedded_audio_driven": "05 Puppet - a face for recorded speech",
+    "embedded_guidance_grid": "07 Puppet - compare s_v and s_a",
+    "embedded_advanced": "08 Puppet - all stages, to rewire",
+    "joint": "11 Person - image and words to talking video",
+    "reference_voice": "12 Person - in the voice of a recording",
+    "continuation": "13 Person - continue a video",
+    "dubbing": "14 Person - dub a video",
+    "audio_driven": "15 Person - a face for recorded speech",
+    "guidance_grid": "17 Person - compare s_v and s_a",
+    "advanced": "18 Person - all stages, to rewire",
+}
+BLUEPRINT_CATEGORY = "Video generation and editing/Talking video"
+ALIASES = ["talking head", "lip sync", "avatar", "speech", "audio video", "dub"]
+BLUEPRINTS = {
+    "joint": (
+        "Image and Words to Talking Video",
+        "The person of the image says the words; audio and video are made together.",
+    ),
+    "reference_voice": (
+        "Image, Words and Voice to Talking Video",
+        "The person of the image says the words in the voice of a recording.",
+    ),
+    "continuation": (
+        "Continue a Talking Video",
+        "Keeps the beginning of a video with its audio and makes what follows.",
+    ),
+    "dubbing": ("Dub a Video", "The video stays as it is and gets a voice that fits the lips."),
+    "audio_driven": (
+        "Image and Speech to Talking Video",
+        "The person of the image speaks a recording; the audio stays as it is.",
+    ),
+    "guidance_grid": (
+        "Compare Guidance of a Talking Video",
+        "One clip for every pair of s_v and s_a: a labelled sheet, and all clips.",
+    ),
+}
+NOTE_HEIGHT, PICTURE, NODE_HEIGHT = 200, 170, 500
 
 
 @dataclass
 class Parts:
-    """Links to the outputs of the loaders, and what suits the model. `picture`: only the embedded has one."""
+    """Links to the outputs of the loaders, and what suits the model."""
 
     model: Link
     speech_encoder: Link
     clip: Link
     vae: Link
     vocoder: Link
-    picture: Link | None
     settings: Settings
     caption: str
     line: str
-    voice_line: str
+    voice_line: str  # the words of the recording
 
     @property
     def schedule(self) -> dict:
@@ -77,60 +118,57 @@ class Parts:
 
     @property
     def guidance(self) -> dict:
-        return {"s_v": self.settings.guidance.s_v, "s_a": self.settings.guidance.s_a, **self.null_pass}
+        return {"s_v": self.settings.guidance.s_v, "s_a": self.settings.guidance.s_a}
 
 
-def parts(g: Graph, embedded: bool) -> Parts:
-    with g.group("1  Model", "load"):
-        if embedded:
-            model = g.add("UniAVGenEmbeddedModel")
-            texts = PUPPET_CAPTION, PUPPET_LINE, PUPPET_VOICE_LINE
-            return Parts(*((model, slot) for slot in range(6)), embedded_model.settings(), *texts)
-        model = g.add("UniAVGenLoadModel", model_name=MODEL)
-        clip = g.add(
-            "CLIPLoader", "Caption encoder", models=[TEXT_ENCODER], clip_name=TEXT_ENCODER["name"], type="wan"
-        )
-        vae = g.add("VAELoader", "VAE", models=[VAE], vae_name=VAE["name"])
-        vocoder = g.add("UniAVGenLoadVocoder", vocoder_name=VOCODER)
-        links = (model, 0), (model, 1), (clip, 0), (vae, 0), (vocoder, 0)
-        return Parts(*links, None, Settings(), CAPTION, LINE, VOICE_LINE)
+def loaders(g: Graph, embedded: bool) -> Parts:
+    if embedded:
+        model = g.add("UniAVGenEmbeddedModel")
+        texts = WOMAN["caption"], PUPPET_LINE, WOMAN["words"]
+        return Parts(*((model, slot) for slot in range(5)), embedded_model.settings(), *texts)
+    model = g.add("UniAVGenLoadModel", model_name=MODEL)
+    clip = g.add(
+        "CLIPLoader", "Caption encoder", models=[TEXT_ENCODER], clip_name=TEXT_ENCODER["name"], type="wan"
+    )
+    vae = g.add("VAELoader", "VAE", models=[VAE], vae_name=VAE["name"])
+    vocoder = g.add("UniAVGenLoadVocoder", vocoder_name=VOCODER)
+    links = (model, 0), (model, 1), (clip, 0), (vae, 0), (vocoder, 0)
+    return Parts(*links, Settings(), CAPTION, LINE, VOICE_LINE)
 
 
-def captions(g: Graph, p: Parts) -> tuple[Node, Node]:
-    positive = g.add("CLIPTextEncode", "Caption: what is seen", extra=70, clip=p.clip, text=p.caption)
-    negative = g.add("CLIPTextEncode", "Empty caption (leave empty)", extra=40, clip=p.clip, text="")
+def captions(g: Graph, p: Parts, caption: str | Link) -> tuple[Node, Node]:
+    positive = g.add("CLIPTextEncode", "Caption: what is seen", extra=60, clip=p.clip, text=caption)
+    negative = g.add("CLIPTextEncode", "Empty caption (leave empty)", extra=20, clip=p.clip, text="")
     return positive, negative
 
 
-def speech(g: Graph, p: Parts, text: str, transcript: str = "", title: str | None = None) -> Node:
+def speech(g: Graph, p: Parts, words: str | Link, transcript: str | Link) -> Node:
     return g.add(
         "UniAVGenSpeechEncode",
-        title,
-        extra=130,
+        extra=100,
         speech_encoder=p.speech_encoder,
-        text=text,
+        text=words,
         transcript=transcript,
     )
 
 
-def encode_image(g: Graph, p: Parts, image: Link, fps: float | Link = 16.0) -> Node:
+def encode_video(g: Graph, p: Parts, image: Link, fps: float | Link = 16.0) -> Node:
     return g.add("UniAVGenVideoEncode", vae=p.vae, image=image, short_side=p.settings.short_side, fps=fps)
 
 
-def sample(g: Graph, p: Parts, task: Node, title: str | None = None, **values) -> Node:
+def sample(g: Graph, p: Parts, task: Node, **values) -> Node:
     return g.add(
         "UniAVGenSampler",
-        title,
         model=p.model,
         positive=(task, 0),
         negative=(task, 1),
         latent=(task, 2),
-        **p.guidance | p.schedule | values,
+        **p.null_pass | p.schedule | values,
     )
 
 
 def decode(g: Graph, p: Parts, sampled: Node) -> tuple[Node, Node]:
-    """Pictures and sound of a sampled latent, in two columns."""
+    """Images and audio of a sampled latent, in two columns."""
     split = g.add("UniAVGenSplit", latent=(sampled, 0))
     g.column(260)
     images = g.add("VAEDecode", samples=(split, 0), vae=p.vae)
@@ -138,188 +176,287 @@ def decode(g: Graph, p: Parts, sampled: Node) -> tuple[Node, Node]:
     return images, audio
 
 
-def save(g: Graph, images: Node, audio: Node, name: str) -> None:
-    clip = g.add("UniAVGenMux", images=(images, 0), audio=(audio, 0))
-    g.add("SaveVideo", extra=300, video=(clip, 0), filename_prefix=f"video/uniavgen_{name}")
+def faces(g: Subgraph, p: Parts, mode: str, embedded: bool) -> dict[str, Link]:
+    """What the artist gives, on the face of the subgraph; sockets first."""
+    video = {"continuation": ["video"], "dubbing": ["video"]}
+    sockets = {"reference_voice": ["image", "voice"], "audio_driven": ["image", "speech"], **video}
+    links = {name: g.face(name) for name in sockets.get(mode, ["image"])}
+    same = mode in ("continuation", "dubbing", "audio_driven")  # as the recording
+    widgets = {"words": (p.voice_line if same else p.line, "")}
+    if mode == "reference_voice":
+        widgets["voice_words"] = (PUPPETS[OTHER]["words"] if embedded else p.voice_line, "words of the voice")
+    widgets["caption"] = (p.caption, "")
+    if mode == "continuation":
+        widgets["kept"] = (BEGINNING, "frames to keep (16 a second)")
+    if mode not in ("dubbing", "audio_driven"):
+        widgets["frames"] = (p.settings.frames, "length in frames (16 a second)")
+    widgets["seed"] = (2025, "")
+    if mode == "guidance_grid":
+        s_v, s_a = GRID[embedded]
+        widgets |= {"s_v": (s_v, "s_v, across"), "s_a": (s_a, "s_a, down")}
+    else:
+        widgets["s_v"] = (p.settings.guidance.s_v, "s_v: how strongly the video follows")
+        widgets["s_a"] = (p.settings.guidance.s_a, "s_a: how strongly the audio follows")
+    return links | {name: g.face(name, *rest) for name, rest in widgets.items()}
+
+
+def task(g: Graph, p: Parts, mode: str, given: dict[str, Link]) -> Node:
+    """Encoders and the task node, in two columns of groups."""
+    fps: float | Link = 16.0
+    with g.group("2  Encode", "give"):
+        if "video" in given:
+            parts = g.add("GetVideoComponents", video=given["video"])
+            image, given, fps = (parts, 0), given | {"sound": (parts, 1)}, (parts, 2)
+            if "kept" in given:
+                kept = g.add(
+                    "ImageFromBatch", "The beginning", image=image, batch_index=0, length=given["kept"]
+                )
+                image = (kept, 0)
+        else:
+            image = given["image"]
+        sound = given.get("sound", given.get("voice", given.get("speech")))
+        video = encode_video(g, p, image, fps)
+        mel = g.add("UniAVGenMelEncode", audio=sound) if sound and mode != "dubbing" else None
+        g.column()
+        positive, negative = captions(g, p, given["caption"])
+        words = speech(g, p, given["words"], given.get("voice_words", ""))
+    links = {
+        "positive": (positive, 0),
+        "negative": (negative, 0),
+        "speech": (words, 0),
+        "video": (video, 0),
+    }
+    length = {"frames": given["frames"]} if "frames" in given else {}
+    with g.group("3  Task", "task"):
+        if mode == "reference_voice":
+            return g.add("UniAVGenReferenceVoice", reference_voice=(mel, 0), **length, **links)
+        if mode == "continuation":
+            return g.add("UniAVGenContinuation", mel=(mel, 0), **length, **links)
+        if mode == "dubbing":
+            return g.add("UniAVGenDubbing", **links)
+        if mode == "audio_driven":
+            return g.add("UniAVGenAudioDriven", mel=(mel, 0), **links)
+        return g.add("UniAVGenJoint", **length, **links)
+
+
+def inside(mode: str, embedded: bool, first: int = 101) -> Subgraph:
+    """The subgraph that does one mode."""
+    suffix = "UniAVGen Puppet" if embedded else "UniAVGen"
+    name, description = BLUEPRINTS[mode]
+    g = Subgraph(f"{name} ({suffix})", first, BLUEPRINT_CATEGORY, description, ALIASES)
+    with g.group("1  Model", "load"):
+        p = loaders(g, embedded)
+    if mode == "guidance_grid" and not embedded:
+        p.settings = replace(p.settings, short_side=384, frames=49, steps=25)
+    given = faces(g, p, mode, embedded)
+    prepared = task(g, p, mode, given)
+    sliders = {name: given[name] for name in ("seed", "s_v", "s_a")}
+    if mode == "guidance_grid":
+        with g.group("4  Every pair of s_v and s_a", "sample"):
+            grid = g.add(
+                "UniAVGenGuidanceGrid",
+                model=p.model,
+                positive=(prepared, 0),
+                negative=(prepared, 1),
+                latent=(prepared, 2),
+                **sliders | p.null_pass | p.schedule,
+            )
+        with g.group("5  Decode them all", "out", 200):
+            images, audio = decode(g, p, grid)
+        with g.group("6  One sheet with labels, and the clips", "out", 320):
+            sheet = g.add("UniAVGenCompare", images=(images, 0), labels=(grid, 1), columns=(grid, 2))
+            video = g.add("CreateVideo", images=(sheet, 0), fps=16.0)
+            clips = g.add("UniAVGenMux", images=(images, 0), audio=(audio, 0))
+        g.give("sheet", (video, 0))
+        g.give("clips", (clips, 0))
+        g.preview = grid
+        return g
+    with g.group("4  Generate", "sample"):
+        sampled = sample(g, p, prepared, **sliders)
+    with g.group("5  Video", "out", 200):
+        images, audio = decode(g, p, sampled)
+        g.column(320)
+        clip = g.add("UniAVGenMux", images=(images, 0), audio=(audio, 0))
+    g.give("video", (clip, 0))
+    g.give("images", (images, 0))
+    g.give("audio", (audio, 0))
+    g.preview = sampled
+    return g
+
+
+def sources(g: Graph, mode: str, embedded: bool) -> dict[str, Link]:
+    """Nodes with the artist's files, below the note."""
+    if embedded:
+        puppet = g.add("UniAVGenPuppet", extra=PICTURE, puppet="woman")
+        slots = {"image": 0, "video": 1, "speech": 2}
+        if mode == "reference_voice":
+            other = g.add("UniAVGenPuppet", "Puppet: the voice", extra=PICTURE, puppet=OTHER)
+            return {"image": (puppet, 0), "voice": (other, 2)}
+        return {name: (puppet, slot) for name, slot in slots.items()}
+    if mode in ("continuation", "dubbing"):
+        return {"video": (g.add("LoadVideo", "Video", extra=PICTURE, file="clip.mp4"), 0)}
+    links = {"image": (g.add("LoadImage", "Picture of the person", extra=PICTURE, image="example.png"), 0)}
+    if mode == "reference_voice":
+        links["voice"] = (g.add("LoadAudio", "Voice", extra=40, audio="voice.wav"), 0)
+    if mode == "audio_driven":
+        links["speech"] = (g.add("LoadAudio", "Speech", extra=40, audio="voice.wav"), 0)
+    return links
 
 
 def one_clip(mode: str, embedded: bool) -> Graph:
-    g = Graph()
-    g.note(note(mode, embedded), 700)
-    p = parts(g, embedded)
-    task = prepare(g, p, mode)
-    with g.group("4  Generate", "sample"):
-        sampled = sample(g, p, task)
-    with g.group("5  Video", "out", 200):
-        images, audio = decode(g, p, sampled)
-        g.column(320)
-        save(g, images, audio, f"embedded_{mode}" if embedded else mode)
+    """Note, files, the subgraph and Save Video, as three columns that fill a small screen."""
+    g, core = Graph(), inside(mode, embedded)
+    files = mode in ("reference_voice", "audio_driven") and not (embedded and mode == "audio_driven")
+    g.place(0, width=340 if files else 400)  # with two files the note stands on the right
+    if not files:
+        g.note(note(mode, embedded), NOTE_HEIGHT)
+    links = sources(g, mode, embedded)
+    wanted = {face.name for face in core.faces if face.value is None}
+    left = 370 if files else 430
+    g.place(left, width=360)
+    node = g.add_subgraph(
+        core,
+        NODE_HEIGHT,
+        BLUEPRINTS[mode][0],
+        **{name: link for name, link in links.items() if name in wanted},
+    )
+    name = f"embedded_{mode}" if embedded else mode
+    g.place(left + 390, width=400 if files else 260)
+    if files:
+        g.note(note(mode, embedded), NOTE_HEIGHT)
+        g.narrow(260)
+    save(g, (node, 0), name)
+    if mode == "guidance_grid":
+        save(g, (node, 1), f"{name}_clip")
     return g
 
 
-def recording(
-    g: Graph, p: Parts, mode: str, positive: Node, negative: Node, words: Node | None
-) -> tuple[Link, Link]:
-    """Frames and sound of a clip made on the spot, in place of the artist's own files."""
-    with g.group("A recording, made on the spot (use your own instead)", "give"):
-        words = words or speech(g, p, p.voice_line, title="Words of the recording")
-        encoded = encode_image(g, p, p.picture)
-        g.column()
-        task = g.add(
-            "UniAVGenJoint",
-            positive=(positive, 0),
-            negative=(negative, 0),
-            speech=(words, 0),
-            video=(encoded, 0),
-            frames=p.settings.frames,
-        )
-        sampled = sample(g, p, task, "Sampler of the recording", seed=7)
-        g.column(200)
-        frames, sound = decode(g, p, sampled)
-        if mode == "continuation":
-            frames = g.add(
-                "ImageFromBatch", "The beginning", image=(frames, 0), batch_index=0, length=BEGINNING
-            )
-        return (frames, 0), (sound, 0)
+def save(g: Graph, clip: Link, name: str) -> None:
+    g.add("SaveVideo", video=clip, filename_prefix=f"video/uniavgen_{name}")
 
 
-def prepare(g: Graph, p: Parts, mode: str) -> Node:
-    """What the artist brings, encoded; the task node."""
-    uses_video = mode in ("continuation", "dubbing")
-    uses_sound = mode in ("reference_voice", "continuation", "audio_driven")
-    recorded = p.picture is not None and mode != "joint"
-    says_the_same = recorded and mode != "reference_voice"  # as the recording
-    audio, fps, source = None, 16.0, p.picture
-    with g.group("2  What you bring", "give"):
-        if uses_video and not recorded:
-            video = g.add("LoadVideo", "Video", extra=300, file="clip.mp4")
-            components = g.add("GetVideoComponents", video=(video, 0))
-            source, audio, fps = (components, 0), (components, 1), (components, 2)
-        elif source is not None:
-            g.add("PreviewImage", "Picture of the person", extra=240, images=source)
-        else:
-            source = (g.add("LoadImage", "Picture of the person", extra=240, image="example.png"), 0)
-            if uses_sound:
-                title = "Voice" if mode == "reference_voice" else "Speech"
-                audio = (g.add("LoadAudio", title, extra=40, audio="voice.wav"), 0)
-        positive, negative = captions(g, p)
-        line = p.voice_line if says_the_same or mode == "audio_driven" else p.line
-        words = speech(g, p, line, p.voice_line if mode == "reference_voice" else "")
-    if recorded:
-        frames, audio = recording(g, p, mode, positive, negative, words if says_the_same else None)
-        source = frames if uses_video else source
-    with g.group("3  Encode, and the task", "task"):
-        video = encode_image(g, p, source, fps)
-        mel = g.add("UniAVGenMelEncode", audio=audio) if uses_sound else None
-        g.column()
-        links = {
-            "positive": (positive, 0),
-            "negative": (negative, 0),
-            "speech": (words, 0),
-            "video": (video, 0),
-        }
-        if mode == "joint":
-            return g.add("UniAVGenJoint", frames=p.settings.frames, **links)
-        if mode == "reference_voice":
-            return g.add(
-                "UniAVGenReferenceVoice", reference_voice=(mel, 0), frames=p.settings.frames, **links
-            )
-        if mode == "continuation":
-            return g.add("UniAVGenContinuation", mel=(mel, 0), frames=p.settings.frames, **links)
-        if mode == "dubbing":
-            return g.add("UniAVGenDubbing", **links)
-        return g.add("UniAVGenAudioDriven", mel=(mel, 0), **links)
+def all_stages(embedded: bool) -> Graph:
+    """Joint with every stage as a node, the sampler in pieces and the face mask, in two rows.
 
-
-def advanced(embedded: bool) -> Graph:
+    A link to the next column goes straight; every other runs in the gaps between columns and rows.
+    """
     g = Graph()
     name = "embedded_advanced" if embedded else "advanced"
-    g.note(note("advanced", embedded), 700)
-    p = parts(g, embedded)
-    task = prepare(g, p, "joint")
-    with g.group("4  Generate, piece by piece", "sample"):
-        noise = g.add("RandomNoise", noise_seed=2025)
-        guider = g.add("UniAVGenGuider", model=p.model, positive=(task, 0), negative=(task, 1), **p.guidance)
-        solver = g.add("KSamplerSelect", sampler_name="euler")
-        sigmas = g.add("UniAVGenScheduler", **p.schedule)
-        g.column(240)
-        sampled = g.add(
-            "SamplerCustomAdvanced",
-            noise=(noise, 0),
-            guider=(guider, 0),
-            sampler=(solver, 0),
-            sigmas=(sigmas, 0),
-            latent_image=(task, 2),
-        )
-    with g.group("5  Video", "out", 200):
-        images, audio = decode(g, p, sampled)
-        g.column(320)
-        save(g, images, audio, name)
-    with g.group("6  Where the model sees the face", "task", 320):
-        face = g.add(
-            "UniAVGenFaceMask",
-            model=p.model,
-            positive=(task, 0),
-            negative=(task, 1),
-            latent=(sampled, 0),
-            images=(images, 0),
-        )
-        g.column(320)
-        clip = g.add("UniAVGenMux", "Mux with the mask", images=(face, 1), audio=(audio, 0))
-        g.add(
-            "SaveVideo",
-            "Save the mask",
-            extra=300,
-            video=(clip, 0),
-            filename_prefix=f"video/uniavgen_{name}_face",
-        )
+    g.place(0)
+    p = loaders(g, embedded)
+    links = sources(g, "joint", embedded)
+    image = links["image"]
+    g.box("1  Model and image", "load", 0)
+    g.place(400)
+    video = encode_video(g, p, image)
+    positive, negative = captions(g, p, p.caption)
+    words = speech(g, p, p.line, "")
+    g.box("2  Encode", "give", 400)
+    g.place(800, width=260)
+    joint = g.add(
+        "UniAVGenJoint",
+        positive=(positive, 0),
+        negative=(negative, 0),
+        speech=(words, 0),
+        video=(video, 0),
+        frames=p.settings.frames,
+    )
+    g.box("3  Task", "task", 800)
+    g.place(1160)
+    guider = g.add(
+        "UniAVGenGuider",
+        model=p.model,
+        positive=(joint, 0),
+        negative=(joint, 1),
+        **p.guidance | p.null_pass,
+    )
+    noise = g.add("RandomNoise", noise_seed=2025)
+    solver = g.add("KSamplerSelect", sampler_name="euler")
+    sigmas = g.add("UniAVGenScheduler", **p.schedule)
+    g.box("4  Generate", "sample", 1160, 1560)
+    g.place(1560, width=260)
+    sampled = g.add(
+        "SamplerCustomAdvanced",
+        noise=(noise, 0),
+        guider=(guider, 0),
+        sampler=(solver, 0),
+        sigmas=(sigmas, 0),
+        latent_image=(joint, 2),
+    )
+    g.route(guider, "model", above(p.model[0], 50), before(guider, 50))
+    g.route(sampled, "latent_image", above(joint, 70), before(sampled, 70))
+
+    top = g.bottom() + 170
+    between = top - 140  # the first of the lines between the rows
+    g.place(0, top)
+    g.note(note("advanced", embedded), NOTE_HEIGHT)
+    g.narrow(300)
+    g.place(500, top, 200)
+    split = g.add("UniAVGenSplit", latent=(sampled, 0))
+    g.place(800, top, 260)
+    images = g.add("VAEDecode", samples=(split, 0), vae=p.vae)
+    audio = g.add("UniAVGenVocoderDecode", audio=(split, 1), vocoder=p.vocoder)
+    g.box("5  Decode", "out", 500, 800, top=top)
+    g.place(1160, top)
+    face = g.add(
+        "UniAVGenFaceMask",
+        model=p.model,
+        positive=(joint, 0),
+        negative=(joint, 1),
+        latent=(sampled, 0),
+        images=(images, 0),
+    )
+    g.place(1560, top)
+    masked = g.add("UniAVGenMux", "Join: video with the face mask", images=(face, 1), audio=(audio, 0))
+    clip = g.add("UniAVGenMux", images=(images, 0), audio=(audio, 0))
+    g.place(1960, top)
+    save(g, (masked, 0), f"{name}_face")
+    save(g, (clip, 0), name)
+    g.box("6  Video, and where the model sees the face", "out", 1160, 1560, 1960, top=top)
+    routes = [
+        (p.vae[0], images, "vae"),
+        (p.vocoder[0], audio, "vocoder"),
+        (p.model[0], face, "model"),
+        (joint, face, "positive"),
+        (joint, face, "negative"),
+        (sampled, face, "latent"),
+        (sampled, split, "latent"),
+    ]
+    for at, (source, target, slot) in enumerate(routes):
+        line, x = between + 14 * at, source.x + source.width + 20 + 6 * at
+        bend = (x, source.y + source.height + 60)  # so that the curve down stays in the gap
+        g.route(target, slot, bend, (x, line), (target.x - 80 + 6 * at, line))
+    for at, (source, target, slot) in enumerate(
+        [(images, clip, "images"), (audio, clip, "audio"), (audio, masked, "audio")]
+    ):
+        line = face.y + face.height + 40 + 14 * at
+        g.route(target, slot, (source.x + source.width + 30, line), (target.x - 60 + 8 * at, line))
     return g
 
 
-def guidance_grid(embedded: bool) -> Graph:
-    g = Graph()
-    name = "embedded_guidance_grid" if embedded else "guidance_grid"
-    g.note(note("guidance_grid", embedded), 700)
-    p = parts(g, embedded)
-    if not embedded:
-        p.settings = replace(p.settings, short_side=384, frames=49, steps=25)
-    task = prepare(g, p, "joint")
-    with g.group("4  Every pair of s_v and s_a", "sample"):
-        grid = g.add(
-            "UniAVGenGuidanceGrid",
-            model=p.model,
-            positive=(task, 0),
-            negative=(task, 1),
-            latent=(task, 2),
-            s_v="1, 2, 4" if embedded else "1, 3, 5",
-            s_a="1, 2" if embedded else "1, 3",
-            **p.null_pass | p.schedule,
-        )
-    with g.group("5  Decode them all", "out", 200):
-        images, audio = decode(g, p, grid)
-    with g.group("6  One sheet with labels", "out", 320):
-        sheet = g.add("UniAVGenCompare", images=(images, 0), labels=(grid, 1), columns=(grid, 2))
-        clip = g.add("CreateVideo", images=(sheet, 0), fps=16.0)
-        g.add(
-            "SaveVideo",
-            "Save the sheet",
-            extra=260,
-            video=(clip, 0),
-            filename_prefix=f"video/uniavgen_{name}",
-        )
-    with g.group("7  Every clip with its sound", "out", 320):
-        save(g, images, audio, f"{name}_clip")
-    return g
+def above(node: Node, height: int) -> tuple[int, int]:
+    """A point right of a node, `height` above the first row."""
+    return node.x + node.width + 30, -height
+
+
+def before(node: Node, height: int) -> tuple[int, int]:
+    """A point left of a node, `height` above the first row."""
+    return node.x - 40, -height
 
 
 def workflows() -> dict[str, Graph]:
-    """Every workflow by its file name without `.json`."""
+    """Every workflow by the name of its API twin; `TITLES` has the names of the templates."""
     graphs = {}
     for prefix, embedded in (("", False), ("embedded_", True)):
-        graphs |= {prefix + mode: one_clip(mode, embedded) for mode in MODES}
-        graphs[f"{prefix}advanced"] = advanced(embedded)
-        graphs[f"{prefix}guidance_grid"] = guidance_grid(embedded)
+        graphs |= {prefix + mode: one_clip(mode, embedded) for mode in (*MODES, "guidance_grid")}
+        graphs[f"{prefix}advanced"] = all_stages(embedded)
     return graphs
+
+
+def blueprints() -> dict[str, dict]:
+    """The subgraphs that the host serves, by file name."""
+    subgraphs = [inside(mode, embedded) for embedded in (False, True) for mode in (*MODES, "guidance_grid")]
+    return {subgraph.name: subgraph.blueprint(NODE_HEIGHT) for subgraph in subgraphs}
 
 
 def english() -> dict:
@@ -346,8 +483,12 @@ def text(content: dict) -> str:
 
 
 if __name__ == "__main__":
-    (WORKFLOWS / "api").mkdir(exist_ok=True)
+    for folder in (WORKFLOWS / "api", SUBGRAPHS):
+        folder.mkdir(exist_ok=True)
     for name, graph in workflows().items():
-        (WORKFLOWS / f"{name}.json").write_text(text(graph.ui()), encoding="utf-8")
+        (WORKFLOWS / f"{TITLES[name]}.json").write_text(text(graph.ui()), encoding="utf-8")
         (WORKFLOWS / "api" / f"{name}.json").write_text(text(graph.api()), encoding="utf-8")
+    for name, content in blueprints().items():
+        (SUBGRAPHS / f"{name}.json").write_text(text(content), encoding="utf-8")
     ENGLISH.write_text(text(english()), encoding="utf-8")
+    help_pages.write()

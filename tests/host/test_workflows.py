@@ -8,8 +8,9 @@ import wave
 from math import pi, sin
 from pathlib import Path
 
+import graphs
 import pytest
-from host_server import HostServer
+from host_server import PACK_NAME, HostServer
 from PIL import Image
 from test_server import AAC_FRAME, lengths
 
@@ -94,6 +95,14 @@ def test_every_workflow_makes_a_video(files, clip, twin):
         assert abs(picture - sound) <= AAC_FRAME / rate
 
 
+@pytest.mark.parametrize("name", ["embedded_advanced", "joint"])
+def test_a_workflow_saved_with_version_0_1_0_still_makes_its_video(files, name):
+    old = ROOT / "tests" / "old_workflows" / "api" / f"{name}.json"
+    made = files.run(small(json.loads(old.read_text(encoding="utf-8"))), 300)
+    assert not made.error
+    assert len(saved(files, made.outputs)) == (2 if "advanced" in name else 1)
+
+
 def test_another_s_v_leaves_the_encoders_cached(files):
     graph = small(read("embedded_joint"))
     sampler = next(key for key, node in graph.items() if node["class_type"] == "UniAVGenSampler")
@@ -104,3 +113,42 @@ def test_another_s_v_leaves_the_encoders_cached(files):
     kept = {graph[key]["class_type"] for key in again.cached}
     assert {"UniAVGenVideoEncode", "UniAVGenSpeechEncode", "CLIPTextEncode", "UniAVGenJoint"} <= kept
     assert sampler not in again.cached
+
+
+@pytest.mark.parametrize("puppet", json.loads((ROOT / "web" / "puppets" / "puppets.json").read_text()))
+def test_a_puppet_gives_an_image_and_a_recording_with_its_audio(server, puppet):
+    made = server.run(
+        {
+            "puppet": graphs.node("UniAVGenPuppet", puppet=puppet),
+            "image": graphs.node("PreviewImage", images=["puppet", 0]),
+            "video": graphs.node(
+                "SaveVideo",
+                video=["puppet", 1],
+                filename_prefix="puppet",
+                **{"format": "mp4", "format.codec": "auto"},
+            ),
+            "mel": graphs.node("UniAVGenMelEncode", audio=["puppet", 2]),
+            "shown": graphs.node("PreviewAny", source=["mel", 0]),
+        },
+    )
+    assert not made.error
+    image = made.outputs["image"]["images"][0]
+    with Image.open(server.base / image["type"] / image["subfolder"] / image["filename"]) as opened:
+        assert opened.size == (128, 128)
+    video = made.outputs["video"]["images"][0]
+    picture, sound, rate = lengths(server.base / video["type"] / video["subfolder"] / video["filename"])
+    assert picture == pytest.approx(33 / 16)
+    assert abs(picture - sound) <= 2 * AAC_FRAME / rate
+
+
+def test_the_host_serves_the_templates_and_the_blueprints(server):
+    titles = {path.stem for path in (ROOT / "workflows").glob("*.json")}
+    assert set(server.get("/workflow_templates")[PACK_NAME]) == titles
+    entries = server.get("/global_subgraphs")
+    ours = [
+        key for key, entry in entries.items() if entry["info"]["node_pack"] == f"custom_nodes.{PACK_NAME}"
+    ]
+    assert len(ours) == len(list((ROOT / "subgraphs").glob("*.json")))
+    for key in ours:
+        served = server.get(f"/global_subgraphs/{key}")
+        assert json.loads(served["data"])["definitions"]["subgraphs"][0]["name"] == served["name"]

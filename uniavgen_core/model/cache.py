@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .a2v import A2V
 from .branches import AudioBranch, VideoBranch
+from .inputs import Conditioned
 from .interaction import Interaction, InteractionPlan
 from .layers import KeyValue, uncompiled
 from .rope import Rotary
@@ -56,17 +57,24 @@ class Cache:
     videos: dict[tuple[int, ...], VideoRecord] = field(default_factory=dict)  # by skipped layers
     audios: dict[tuple[int, ...], AudioRecord] = field(default_factory=dict)
 
-    def replay_video(
-        self, v: VideoBranch, skip_layers: tuple[int, ...], stages: list[Stage], rotary: Rotary
-    ) -> VideoBranch:
-        """A fully conditioned branch, run at the first step and read from its record at the others."""
-        record = get_or_compute(self.videos, skip_layers, lambda: record_video(v, stages, rotary))
-        return ReplayedVideo(**vars(v), record=record)
-
-    def replay_audio(self, a: AudioBranch, skip_layers: tuple[int, ...], stages: list[Stage]) -> AudioBranch:
-        """As `replay_video`."""
-        record = get_or_compute(self.audios, skip_layers, lambda: record_audio(a, stages))
-        return ReplayedAudio(**vars(a), record=record)
+    @uncompiled
+    def replayed(
+        self,
+        v: VideoBranch,
+        a: AudioBranch,
+        conditioned: Conditioned,
+        skip_layers: tuple[int, ...],
+        stages: list[Stage],
+        rotary: Rotary,
+    ) -> tuple[VideoBranch, AudioBranch]:
+        """A branch that is conditioned as a whole is run at the first step and read from its record later."""
+        if conditioned.video.all():
+            video = get_or_compute(self.videos, skip_layers, lambda: record_video(v, stages, rotary))
+            v = ReplayedVideo(**vars(v), record=video)
+        if conditioned.audio.all():
+            audio = get_or_compute(self.audios, skip_layers, lambda: record_audio(a, stages))
+            a = ReplayedAudio(**vars(a), record=audio)
+        return v, a
 
 
 @uncompiled
@@ -113,7 +121,7 @@ class ReplayedAudio(AudioBranch):
 
 @uncompiled
 def record_video(v: VideoBranch, stages: list[Stage], rotary: Rotary) -> VideoRecord:
-    """Runs a fully conditioned branch; the interaction reads it and does not change it."""
+    """Runs a branch that the interaction reads and does not change."""
     record = VideoRecord({}, {}, v.tokens)
     for stage in stages:
         if isinstance(stage, int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -91,6 +92,7 @@ class DualBranchDiT(nn.Module):
         cache: Cache | None = None,
         attention: Attention = sdpa,
         audio_attention: Attention = sdpa,
+        on_layer: Callable[[int], None] = lambda layer: None,
     ) -> Velocity:
         """The velocity of both latents at one time.
 
@@ -101,6 +103,7 @@ class DualBranchDiT(nn.Module):
             conditioned: where the latents are clean; nowhere by default.
             cache: of this run and these texts, see `Cache`.
             attention, audio_attention: see `Attention`; the second serves the audio branch and A2V.
+            on_layer: called with the number of each layer before its blocks are run.
 
         A branch that is conditioned whole is read without a gradient: its blocks learn nothing of the other.
 
@@ -124,13 +127,12 @@ class DualBranchDiT(nn.Module):
             v = self._embed_video(video, time, references, conditioned, constants, attention)
         with gradient(not conditioned.audio.all()):
             a = self._embed_audio(audio, time, text, references, conditioned, constants, audio_attention)
-        if cache is not None and conditioned.video.all():
-            v = cache.replay_video(v, active.skip_layers, stages, plan.rotary)
-        if cache is not None and conditioned.audio.all():
-            a = cache.replay_audio(a, active.skip_layers, stages)
+        if cache is not None:
+            v, a = cache.replayed(v, a, conditioned, active.skip_layers, stages, plan.rotary)
         face_masks: dict[int, Tensor] = {}
         for stage in stages:
             if not isinstance(stage, Interaction):
+                on_layer(stage)
                 v.run(stage)
                 a.run(stage)
             elif plan.a2v or plan.v2a:

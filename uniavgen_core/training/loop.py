@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ from ..sampling.sampler import sample
 from ..weights.checkpoint import load_model, save_checkpoint
 from . import cast_ops
 from .data import Batches, Latents, one_clip
-from .initialise import initialise
+from .initialise import initialise, other_interaction
 from .objective import Batch, Objective, compile_blocks, conditions, recompute_blocks
 from .recipe import Recipe, Schedule
 
@@ -133,9 +133,10 @@ def train(
 ) -> Path:
     """Train all stages of a recipe, or go on with what was begun in `out`; the trained model's file.
 
-    `start`: weights to begin with instead of new ones. `caption`: a caption encoder (or its folder) to be
-    trained with the model from the first stage with video on; it is saved beside each stage's model.
-    `speech`: clips without pictures, for the stages of the audio branch alone.
+    `start`: weights to begin with instead of new ones; of another variant, see `other_interaction`.
+    `caption`: a caption encoder (or its folder) to be trained with the model from the first stage with video
+    on; it is saved beside each stage's model. `speech`: clips without pictures, for the stages of the audio
+    branch alone.
 
     Raises:
         UserError: another recipe was begun in `out`, or clips, weights and recipe do not fit together.
@@ -327,9 +328,12 @@ def _model(recipe: Recipe, start: str | Path | None) -> DualBranchDiT:
     if start is None:
         return initialise(model, recipe.seed)
     weights = load_model(start, dtype=torch.float32)
-    if weights.config != recipe.config:
+    if weights.config == recipe.config:
+        model.load_state_dict(weights.state_dict())
+    elif replace(weights.config, variant=recipe.config.variant) == recipe.config:
+        other_interaction(initialise(model, recipe.seed), weights)
+    else:
         raise UserError(f"{start} has other sizes than the recipe; put its config (uniavgen inspect) there")
-    model.load_state_dict(weights.state_dict())
     return model
 
 
