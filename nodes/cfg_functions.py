@@ -23,6 +23,8 @@ from typing import Any
 import comfy.utils
 from torch import Tensor
 
+from ..uniavgen_core.sampling.guidance import mix
+
 PER_STREAM = frozenset(
     (
         "CFGNorm",
@@ -127,7 +129,7 @@ class Step:
 
         def run(scale: float, x: Tensor, cond: Tensor, uncond: Tensor) -> Tensor:
             if function is None:
-                return uncond + scale * (cond - uncond)
+                return mix(uncond, cond, scale)
             passes = {
                 "cond": x - cond,
                 "uncond": x - uncond,

@@ -24,6 +24,7 @@ class Split(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenSplit",
             display_name="UniAVGen Split",
+            search_aliases=["separate audio video", "unpack latent", "split av latent"],
             category=CATEGORY,
             description="Takes the joint latent apart into its video and its audio.",
             inputs=[io.Latent.Input("latent", tooltip="From UniAVGen Sampler or Sampler Custom Advanced.")],
@@ -58,6 +59,7 @@ class VocoderDecode(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenVocoderDecode",
             display_name="UniAVGen Vocoder Decode",
+            search_aliases=["vocoder", "decode audio", "latent to audio", "mel to audio"],
             category=CATEGORY,
             description="Makes sound of the audio latent: mono, 24 kHz.",
             inputs=[

@@ -149,6 +149,14 @@ class EmbeddedModel(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenEmbeddedModel",
             display_name="UniAVGen Embedded Model",
+            search_aliases=[
+                "uniavgen",
+                "embedded model",
+                "no download",
+                "cpu model",
+                "test model",
+                "example model",
+            ],
             category=CATEGORY,
             description="A model with all its parts that needs no download and makes a clip on a CPU in less "
             f"than a minute: {embedded.NOTICE}. For real people use UniAVGen Load Model.",
@@ -171,7 +179,7 @@ class EmbeddedModel(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         tell(cls, embedded.NOTICE)
-        model, speech_encoder = parts_of(embedded.model_file(), puppet=True)
+        model, speech_encoder, _ = parts_of(embedded.model_file(), puppet=True)
         model.model.latent_format = EmbeddedFormat()
         return io.NodeOutput(
             model,

@@ -12,12 +12,13 @@ from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.media.files import MAX_ASPECT, MAX_FPS, MIN_SIDE, fit_image, resample_frames, size_for
 from ..uniavgen_core.media.mel import SAMPLE_RATE, log_mel, prepare_audio
 from ..uniavgen_core.media.speech import LANGUAGES, null_symbol_ids, symbol_ids, unknown_symbols
+from ..uniavgen_core.sampling.defaults import SamplingDefaults
 from .types import (
     CATEGORY,
-    EncodedSound,
     EncodedSpeech,
     EncodedVideo,
     MelSocket,
+    PreparedAudio,
     SpeechEncoderSocket,
     SpeechSocket,
     VideoSocket,
@@ -150,7 +151,7 @@ class MelEncode(io.ComfyNode):
         waveform = audio["waveform"]
         if waveform.ndim != 3 or not len(waveform):
             raise UserError(f"audio is {list(waveform.shape)}, expected [1, channels, samples]; use an AUDIO")
-        sound = EncodedSound(prepare_audio(waveform[0], audio["sample_rate"]))
+        sound = PreparedAudio(prepare_audio(waveform[0], audio["sample_rate"]))
         mels = log_mel(sound.waveform).shape[-1]
         first = f", the first of {len(waveform)} clips" if len(waveform) > 1 else ""
         tell(cls, f"{len(sound.waveform) / SAMPLE_RATE:.2f} s, {mels} mel frames{first}")
@@ -205,12 +206,14 @@ class SpeechEncode(io.ComfyNode):
             notes.append(
                 f"the model cannot say {' '.join(unknown)} and leaves a gap; write it in other characters"
             )
+        null_symbols = SamplingDefaults.null_symbols
         if speech_encoder.puppet:
+            null_symbols = embedded.settings().null_symbols
             notes += embedded.warnings(text)
             if language == "en":
                 text, transcript = embedded.plain(text), embedded.plain(transcript)
         ids = symbol_ids(text, language, transcript)
-        null = null_symbol_ids(language, transcript)
+        null = null_symbol_ids(language, transcript, null_symbols)
         if notes:
             tell(cls, "; ".join(notes))
         return io.NodeOutput(

@@ -25,6 +25,7 @@ class FaceMask(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenFaceMask",
             display_name="UniAVGen Face Mask",
+            search_aliases=["face attention", "mouth mask", "where is the face", "attention map"],
             category=CATEGORY,
             description="What the model takes for the face, frame by frame: one pass over a sampled latent. "
             "If the mask misses the mouth, lips and voice cannot agree.",
@@ -98,7 +99,7 @@ class FaceMask(io.ComfyNode):
             frames = pictures_uint8(images, "images").float() / 255
         if frames.shape[:3] != mask.shape:
             raise UserError(
-                f"images are {list(images.shape)}, the mask is {list(mask.shape)}; give the frames "
+                f"images are {list(frames.shape)}, the mask is {list(mask.shape)}; give the frames "
                 "decoded from the same latent"
             )
         colour = torch.tensor(FACE_COLOUR)

@@ -87,12 +87,13 @@ class MACFGGuider(comfy.samplers.CFGGuider):
         model_options = model_options | {"transformer_options": options}
         # CFG Override puts another number into self.cfg
         scales = (self.guidance.s_v, self.guidance.s_a) if self.cfg is self._cfg else (self.cfg, self.cfg)
-        conds = [self._run("positive", face_masks=self.face_masks), None]
+        positive, negative = self._run("positive", face_masks=self.face_masks), None
         if scales != (1.0, 1.0) or model_options.get("disable_cfg1_optimization", False):
             interacts = self._null_interacts(timestep, options["sample_sigmas"])
-            conds[1] = self._run(
+            negative = self._run(
                 "negative", active=ActiveParts(interacts, interacts, self.guidance.skip_layers)
             )
+        conds = [positive, negative]
         if "sampler_calc_cond_batch_function" in model_options:
             args = {"conds": conds, "input": x, "sigma": timestep, "model": self.inner_model}
             passes = model_options["sampler_calc_cond_batch_function"](
@@ -105,7 +106,8 @@ class MACFGGuider(comfy.samplers.CFGGuider):
             x,
             timestep,
             model_options,
-            *conds,
+            positive,
+            negative,
             scales,
             self.inner_model.latent_shapes,
             self.ignored,
@@ -151,7 +153,7 @@ class MACFGGuider(comfy.samplers.CFGGuider):
 
 def _check_masks(mask: Tensor | NestedTensor, streams: list[Tensor]) -> None:
     """The host resizes masks; these dimensions it can, lengths it must not."""
-    masks = mask.unbind() if mask.is_nested else [mask]
+    masks = list(mask.unbind()) if mask.is_nested else [mask]
     if len(masks) > 2 or masks[0].ndim < 2:
         found = ", ".join(str(list(x.shape)) for x in masks)
         raise UserError(
@@ -340,6 +342,7 @@ class Guider(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenGuider",
             display_name="UniAVGen MA-CFG Guider",
+            search_aliases=["ma-cfg", "modality cfg", "dual cfg", "guidance"],
             category=CATEGORY,
             description="Modality-aware guidance for Sampler Custom Advanced: one null pass serves sound and "
             "picture, each with its own scale.",
@@ -360,6 +363,7 @@ class Scheduler(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenScheduler",
             display_name="UniAVGen Scheduler",
+            search_aliases=["sigmas", "steps", "shift", "flow schedule"],
             category=CATEGORY,
             description="The schedule the model was tuned with: evenly spaced times, shifted.",
             inputs=[
@@ -383,6 +387,7 @@ class Sampler(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenSampler",
             display_name="UniAVGen Sampler",
+            search_aliases=["ksampler", "generate", "sample video and audio", "lip sync"],
             category=CATEGORY,
             description="Guider, schedule and Euler steps on one node. Turning a slider and queueing again "
             "repeats only this and what follows; the encoders stay cached.",
@@ -406,6 +411,7 @@ class GuidanceGrid(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenGuidanceGrid",
             display_name="UniAVGen Guidance Grid",
+            search_aliases=["xy plot", "compare cfg", "grid"],
             category=CATEGORY,
             description="The sampler for every pair of s_v and s_a, all from one seed: a list of latents "
             "with labels, for Split, VAE Decode and UniAVGen Compare. Takes as many runs as there are pairs.",

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import comfy.conds
 import comfy.latent_formats
@@ -34,10 +35,10 @@ from ..uniavgen_core.model.config import Config
 from ..uniavgen_core.model.dit import DualBranchDiT
 from ..uniavgen_core.model.inputs import ActiveParts, Conditioned, References, TextConditioning
 from ..uniavgen_core.model.layers import uncompiled
-from ..uniavgen_core.model.variants import VARIANTS
+from ..uniavgen_core.modes import MODES
 from .cfg_functions import owner, without_effect
 
-TASK_NODES = "a UniAVGen task node (Joint, Reference Voice, Continuation, Dubbing, Audio-Driven)"
+TASK_NODES = "a UniAVGen task node (Joint, Reference Voice, Continuation, Dubbing, Audio-Driven, Edit)"
 # estimated: 2.6 GB for one pass over 81 frames of 1280x736 in bf16, see BaseModel.memory_required
 MEMORY_USAGE_FACTOR = 0.035
 
@@ -62,7 +63,7 @@ class Pass:
 class HostDiT(DualBranchDiT):
     """`DualBranchDiT` with the call of the host's diffusion models; tensor names stay the checkpoint's."""
 
-    def __init__(self, config: Config, dtype=None, device=None, operations=None):
+    def __init__(self, config: Config, dtype: Any = None, device: Any = None, operations: Any = None):
         super().__init__(config, ops=operations, device=device, dtype=dtype)
         self._dtype = dtype
         # nodes leave what a latent has beyond this as it is; neither stream has more
@@ -228,11 +229,7 @@ class UniAVGen(comfy.model_base.BaseModel):
         if kwargs["uniavgen_reference_mel"] is not None:
             out["reference_mel"] = comfy.conds.CONDRegular(kwargs["uniavgen_reference_mel"].to(device))
         out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
-        v2a = (
-            kwargs["uniavgen_null"]
-            or kwargs["uniavgen_mode"] != "reference-voice"
-            or VARIANTS[config.variant].reference_voice_v2a
-        )
+        v2a = kwargs["uniavgen_null"] or config.variant not in MODES[kwargs["uniavgen_mode"]].v2a_off
         run = Pass(_conditioned(kwargs.get("denoise_mask"), shapes), ActiveParts(v2a=v2a))
         out["run"] = comfy.conds.CONDConstant(run)
         return out

@@ -17,15 +17,14 @@ from torch import Tensor
 from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.media.vocoder import GriffinLim, Vocoder, load_vocoder
 from ..uniavgen_core.model.config import Config
-from ..uniavgen_core.model.dit import DualBranchDiT
 from ..uniavgen_core.model.speech_encoder import SpeechEncoder
 from ..uniavgen_core.weights.checkpoint import read_checkpoint
 from .host_model import build_patcher
-from .types import CATEGORY, SpeechEncoderSocket, VocoderSocket
+from .types import CATEGORY, SpeechEncoderSocket, VocoderSocket, tell
 
 MODEL_FOLDER, VOCODER_FOLDER = "diffusion_models", "vae"
 MODEL_PAGE = "huggingface.co/MCG-NJU/UniAVGen"
-VOCODER_PAGE = "huggingface.co/Qwen/Qwen2.5-Omni-7B"
+VOCODER_PAGE = "huggingface.co/MCG-NJU/UniAVGen (its folder code2wav_bigvgan_model)"
 GRIFFIN_LIM = "Griffin-Lim (no file)"
 WEIGHT_DTYPES = {
     "default": None,
@@ -34,6 +33,7 @@ WEIGHT_DTYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 SHARD = re.compile(r".+-(\d{5})-of-\d{5}\.safetensors")
+VOCODER_OF_RELEASE = "code2wav_bigvgan_model"
 SPEECH_PART = "text_embedding."
 
 
@@ -90,22 +90,40 @@ class LoadedVocoder:
 
 
 def listed(folder: str) -> list[str]:
-    """Files of a model folder; shards stand there once, as the name of their folder and `/`."""
-    return list(dict.fromkeys(_shown(name) for name in folder_paths.get_filename_list(folder)))
+    """Names that the loaders offer; what belongs together stands there once, as its folder and `/`.
 
-
-def _shown(name: str) -> str:
-    parent = PurePath(name).parent
-    return f"{parent.as_posix()}/" if SHARD.fullmatch(name) and parent.name else name
+    That is a folder of shards (the release's, other parts in it included) and a vocoder's folder. Of the
+    vocoder's folder `vae` also those that lie in a release among the diffusion models.
+    """
+    return list(_places(folder))
 
 
 def located(folder: str, name: str) -> Path | None:
-    """Where a name of `listed` is, a file or a folder of shards."""
-    for file in folder_paths.get_filename_list(folder):
-        if _shown(file) == name:
-            path = Path(folder_paths.get_full_path_or_raise(folder, file))
-            return path.parent if name.endswith("/") else path
-    return None
+    """Where a name of `listed` is, a file or a folder."""
+    place = _places(folder).get(name)
+    if place is None:
+        return None
+    path = Path(folder_paths.get_full_path_or_raise(*place))
+    if not name.endswith("/"):
+        return path
+    return next(p for p in path.parents if p.name == PurePath(name).name)
+
+
+def _places(folder: str) -> dict[str, tuple[str, str]]:
+    """Names of `listed` -> the host's folder and file."""
+    files = folder_paths.get_filename_list(folder)
+    sharded = {PurePath(f).parent for f in files if SHARD.fullmatch(f) and PurePath(f).parent.name}
+    places = {}
+    for file in files:
+        parents = [p for p in PurePath(file).parents if p in sharded or p.name == VOCODER_OF_RELEASE]
+        # a vocoder is looked for in the innermost folder, a model in the one of its shards
+        group = parents[0 if folder == VOCODER_FOLDER else -1] if parents else None
+        places.setdefault(f"{group.as_posix()}/" if group else file, (folder, file))
+    if folder == VOCODER_FOLDER:
+        for file in folder_paths.get_filename_list(MODEL_FOLDER):
+            if PurePath(file).parent.name == VOCODER_OF_RELEASE:
+                places.setdefault(f"{PurePath(file).parent.as_posix()}/", (MODEL_FOLDER, file))
+    return places
 
 
 def missing(what: str, name: str, folder: str, page: str) -> str:
@@ -114,7 +132,7 @@ def missing(what: str, name: str, folder: str, page: str) -> str:
 
 
 def load_parts(name: str, weight_dtype: str = "default"):
-    """MODEL patcher and speech encoder by a name of `listed`.
+    """MODEL patcher, speech encoder and notes by a name of `listed`.
 
     Raises:
         UserError: no such file; as `parts_of`.
@@ -126,7 +144,7 @@ def load_parts(name: str, weight_dtype: str = "default"):
 
 
 def parts_of(path: Path, weight_dtype: str = "default", disable_dynamic: bool = False, puppet: bool = False):
-    """MODEL patcher and speech encoder of one file or folder, every tensor used, none missing.
+    """MODEL patcher and speech encoder of one file or folder, and notes on tensors that are not used.
 
     `puppet`: it is the embedded model.
 
@@ -134,16 +152,20 @@ def parts_of(path: Path, weight_dtype: str = "default", disable_dynamic: bool = 
         UserError: another kind of file, tensors that do not fit.
     """
     checkpoint = read_checkpoint(path)
-    config = checkpoint.config()
-    checkpoint.check(DualBranchDiT(config, device="meta").state_dict())
+    model, notes = checkpoint.new_model()
+    config, names = model.config, model.state_dict().keys()
+    layers = {name.rpartition(".")[0] for name in names}
     state_dict: dict[str, Tensor] = {}
     for file in checkpoint.files:
         tensors, metadata = comfy.utils.load_torch_file(str(file), return_metadata=True)
         tensors, _ = comfy.utils.convert_old_quants(tensors, checkpoint.prefix, metadata=metadata)
-        state_dict |= {key.removeprefix(checkpoint.prefix): value for key, value in tensors.items()}
+        for key, value in tensors.items():
+            name = key.removeprefix(checkpoint.prefix)
+            if name in names or (name not in checkpoint.tensors and name.rpartition(".")[0] in layers):
+                state_dict[name] = value  # a tensor of the model, or what fp8 stores beside one
     speech = {
         key.removeprefix(SPEECH_PART): checkpoint.tensor(key, dtype=torch.float32)
-        for key in checkpoint.tensors
+        for key in names
         if key.startswith(SPEECH_PART)
     }
     patcher = build_patcher(
@@ -154,7 +176,7 @@ def parts_of(path: Path, weight_dtype: str = "default", disable_dynamic: bool = 
         disable_dynamic,
     )
     patcher.cached_patcher_init = (_model_again, (path, weight_dtype))
-    return patcher, LoadedSpeechEncoder(speech, config, puppet)
+    return patcher, LoadedSpeechEncoder(speech, config, puppet), notes
 
 
 def _model_again(path: Path, weight_dtype: str, disable_dynamic: bool = False):
@@ -167,10 +189,17 @@ class LoadModel(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenLoadModel",
             display_name="UniAVGen Load Model",
+            search_aliases=[
+                "uniavgen",
+                "load checkpoint",
+                "load diffusion model",
+                "audio video",
+                "talking",
+                "lip sync",
+            ],
             category=CATEGORY,
-            description="Loads UniAVGen from diffusion_models: one safetensors file or the folder of shards. "
-            "The speech encoder is part of the same file.",
-            search_aliases=["audio video", "talking", "lip sync"],
+            description="Loads UniAVGen from diffusion_models: the release's folder as it was downloaded, or "
+            "one safetensors file. The speech encoder is part of the same file.",
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -193,6 +222,7 @@ class LoadModel(io.ComfyNode):
                     display_name="speech_encoder", tooltip="For UniAVGen Speech Encode."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -203,7 +233,10 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(*load_parts(model_name, weight_dtype))
+        model, speech_encoder, notes = load_parts(model_name, weight_dtype)
+        for note in notes:
+            tell(cls, note)
+        return io.NodeOutput(model, speech_encoder)
 
 
 class LoadVocoder(io.ComfyNode):
@@ -212,14 +245,15 @@ class LoadVocoder(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenLoadVocoder",
             display_name="UniAVGen Load Vocoder",
+            search_aliases=["bigvgan", "griffin-lim", "audio decoder", "load audio vae"],
             category=CATEGORY,
             description="Loads the vocoder that turns the audio latent into sound: Qwen2.5-Omni's BigVGAN.",
             inputs=[
                 io.Combo.Input(
                     "vocoder_name",
                     options=[GRIFFIN_LIM, *listed(VOCODER_FOLDER)],
-                    tooltip="A safetensors file in models/vae that holds the BigVGAN: its own or the "
-                    f"shard of {VOCODER_PAGE} with token2wav. Griffin-Lim needs no file; it sounds metallic.",
+                    tooltip="The BigVGAN: code2wav_bigvgan_model of the release in models/diffusion_models "
+                    "or models/vae, or a file in models/vae. Griffin-Lim needs no file; it sounds metallic.",
                 )
             ],
             outputs=[VocoderSocket.Output(display_name="vocoder", tooltip="For UniAVGen Vocoder Decode.")],

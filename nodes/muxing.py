@@ -27,6 +27,7 @@ class Mux(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenMux",
             display_name="UniAVGen Mux",
+            search_aliases=["mux", "create video", "add audio to video", "combine video and audio"],
             category=CATEGORY,
             description="Pictures and sound into a video of equal lengths: the sound is cut or filled with "
             "silence. A batch of clips becomes a list of videos, each with its own sound. Save Video writes "
@@ -96,6 +97,7 @@ class Compare(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenCompare",
             display_name="UniAVGen Compare",
+            search_aliases=["contact sheet", "side by side", "image grid"],
             category=CATEGORY,
             description="Tiles clips with their labels into one, frame by frame: a contact sheet that plays.",
             is_input_list=True,

@@ -1,28 +1,27 @@
-"""The five tasks: what is known before sampling goes into the noise mask, references into CONDITIONING."""
+"""The modes as nodes: what is conditioned goes into the noise mask, references into CONDITIONING.
+
+Each node is its inputs alone; what a mode does with them stands in the core (`modes`, `conditioning.plan`).
+"""
 
 from __future__ import annotations
 
 import node_helpers
 from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..uniavgen_core import conditioning
-from ..uniavgen_core.conditioning import FPS, MELS_PER_SECOND, Task, latent_frames, mel_frames, snap_frames
+from ..uniavgen_core.conditioning import EDITS, FPS, MAX_FRAMES, MODES, Edit, Task, plan, snap_frames
 from ..uniavgen_core.errors import UserError
 from .types import (
     CATEGORY,
-    EncodedSound,
     EncodedSpeech,
     EncodedVideo,
     MelSocket,
+    PreparedAudio,
     SpeechSocket,
     VideoSocket,
     tell,
 )
 
-MAX_FRAMES = 1601
-LATENT_FRAME_MELS = MELS_PER_SECOND // 4
 FOREIGN = {"area": "ConditioningSetArea", "mask": "ConditioningSetMask", "control": "Apply ControlNet"}
 
 
@@ -53,8 +52,8 @@ def conditioned(
     full = {**shared, "uniavgen_speech": speech.features, "uniavgen_null": False}
     null = {**shared, "uniavgen_speech": speech.null, "uniavgen_null": True}
     video, audio = task.clean_video, task.clean_audio.transpose(1, 2)  # [1, 48, T, h, w], [1, 80, L]
-    generate_video = (~task.known_video).float().view(1, 1, -1, 1, 1).expand(1, 1, *video.shape[2:])
-    generate_audio = (~task.known_audio).float().view(1, 1, -1)
+    generate_video = (~task.conditioned_video).float().view(1, 1, -1, 1, 1).expand(1, 1, *video.shape[2:])
+    generate_audio = (~task.conditioned_audio).float().view(1, 1, -1)
     latent = {
         "samples": NestedTensor((video, audio.contiguous())),
         "noise_mask": NestedTensor((generate_video.contiguous(), generate_audio)),
@@ -66,20 +65,54 @@ def conditioned(
     )
 
 
-def snapped(node: type[io.ComfyNode], frames: int, *notes: str) -> int:
-    """`frames` as 4n + 1, said on the node together with `notes`."""
-    count = snap_frames(frames)
-    changed = "" if count == frames else f"{frames} frames -> "
-    tell(
-        node, "; ".join((f"{changed}{count} frames, {count / FPS:.2f} s at {FPS} fps", *filter(None, notes)))
+def prepared(
+    node: type[io.ComfyNode],
+    mode: str,
+    positive: list,
+    negative: list,
+    speech: EncodedSpeech,
+    video: EncodedVideo,
+    mel: PreparedAudio | None = None,
+    reference_voice: PreparedAudio | None = None,
+    reference_image: EncodedVideo | None = None,
+    frames: int | None = None,
+    **options,
+) -> io.NodeOutput:
+    """What every node of this file gives; says on the node what was made of its inputs.
+
+    `options`: others of `conditioning.plan`.
+    """
+    takes_video = MODES[mode].takes_video
+    if takes_video and video.frames == 1:
+        raise UserError(
+            "video is one picture, expected the frames of a video; use UniAVGen Joint for a picture"
+        )
+    length = None if frames is None else snap_frames(frames)
+    planned = plan(
+        mode,
+        length,
+        given_frames=video.frames,
+        audio=None if mel is None else mel.waveform,
+        voice=None if reference_voice is None else reference_voice.waveform,
+        **options,
     )
-    return count
-
-
-def reference(video: EncodedVideo) -> tuple[Tensor, str]:
-    """The reference picture `[1, 48, 1, h, w]`, and a note if it is the first frame of a video."""
-    note = f"of {video.frames} frames the first is the reference" if video.frames > 1 else ""
-    return video.latent[:, :, :1], note
+    if reference_image is not None and reference_image.latent.shape[3:] != video.latent.shape[3:]:
+        sizes = (f"{16 * x.latent.shape[4]}x{16 * x.latent.shape[3]}" for x in (reference_image, video))
+        raise UserError(
+            "reference_image is {} but video {} pixels; crop the image to the shape of the video".format(
+                *sizes
+            )
+        )
+    task = planned.task(
+        video.latent,
+        reference_image=None if reference_image is None else reference_image.latent[:, :, :1],
+    )
+    changed = f"{frames} frames -> " if length != frames else ""
+    notes = [f"{changed}{planned.frames} frames, {planned.frames / FPS:.2f} s at {FPS} fps", *planned.notes]
+    if not takes_video and video.frames > 1:
+        notes.append(f"of {video.frames} frames the first is the reference")
+    tell(node, "; ".join(notes))
+    return conditioned(task, mode, positive, negative, speech)
 
 
 def _texts() -> list:
@@ -92,6 +125,12 @@ def _texts() -> list:
 
 def _frames(tooltip: str) -> io.Input:
     return io.Int.Input("frames", default=81, min=5, max=MAX_FRAMES, step=4, tooltip=tooltip)
+
+
+def _seconds(name: str, default: float, tooltip: str) -> io.Input:
+    return io.Float.Input(
+        name, default=default, min=0.0, max=MAX_FRAMES / FPS, step=0.01, round=0.001, tooltip=tooltip
+    )
 
 
 def _voice(optional: bool) -> io.Input:
@@ -139,13 +178,8 @@ class Joint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, positive: list, negative: list, speech: EncodedSpeech, video: EncodedVideo, frames: int
-    ) -> io.NodeOutput:
-        image, note = reference(video)
-        count = snapped(cls, frames, note)
-        task = conditioning.joint(image, latent_frames(count), mel_frames(count))
-        return conditioned(task, "joint", positive, negative, speech)
+    def execute(cls, **inputs) -> io.NodeOutput:
+        return prepared(cls, "joint", **inputs)
 
 
 class ReferenceVoice(io.ComfyNode):
@@ -163,21 +197,8 @@ class ReferenceVoice(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        positive: list,
-        negative: list,
-        speech: EncodedSpeech,
-        video: EncodedVideo,
-        reference_voice: EncodedSound,
-        frames: int,
-    ) -> io.NodeOutput:
-        image, note = reference(video)
-        count = snapped(cls, frames, note)
-        task = conditioning.reference_voice(
-            image, reference_voice.voice(), latent_frames(count), mel_frames(count)
-        )
-        return conditioned(task, "reference-voice", positive, negative, speech)
+    def execute(cls, **inputs) -> io.NodeOutput:
+        return prepared(cls, "reference-voice", **inputs)
 
 
 class Continuation(io.ComfyNode):
@@ -196,38 +217,8 @@ class Continuation(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        positive: list,
-        negative: list,
-        speech: EncodedSpeech,
-        video: EncodedVideo,
-        mel: EncodedSound,
-        frames: int,
-        reference_voice: EncodedSound | None = None,
-    ) -> io.NodeOutput:
-        if video.frames == 1:
-            raise UserError(
-                "video is one picture, expected the frames of a video; use UniAVGen Joint for a picture"
-            )
-        if frames <= video.frames:
-            raise UserError(
-                f"frames is {frames} but the beginning already has {video.frames}; make frames larger, such "
-                f"as {video.frames + 40}, or shorten the video"
-            )
-        known, wanted = mel.latent(), mel_frames(video.frames)
-        if known.shape[1] < wanted - LATENT_FRAME_MELS:
-            raise UserError(
-                f"mel lasts {known.shape[1] / MELS_PER_SECOND:.2f} s but video "
-                f"{wanted / MELS_PER_SECOND:.2f} s; give the sound of the same clip"
-            )
-        cut = f"the sound is cut from {known.shape[1]} to {wanted} mel frames, the length of the video"
-        count = snapped(cls, frames, cut if known.shape[1] > wanted else "")
-        voice = None if reference_voice is None else reference_voice.voice()
-        task = conditioning.continuation(
-            video.latent, known[:, :wanted], latent_frames(count), mel_frames(count), voice
-        )
-        return conditioned(task, "continuation", positive, negative, speech)
+    def execute(cls, video: EncodedVideo, **inputs) -> io.NodeOutput:
+        return prepared(cls, "continuation", video=video, prefix_frames=video.frames, **inputs)
 
 
 class Dubbing(io.ComfyNode):
@@ -240,24 +231,18 @@ class Dubbing(io.ComfyNode):
             [
                 VideoSocket.Input("video", tooltip="The whole video, encoded with its frame rate."),
                 _voice(optional=True),
+                VideoSocket.Input(
+                    "reference_image",
+                    optional=True,
+                    tooltip="A picture of the person, in the shape of the video; without one it is the first "
+                    "frame.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(
-        cls,
-        positive: list,
-        negative: list,
-        speech: EncodedSpeech,
-        video: EncodedVideo,
-        reference_voice: EncodedSound | None = None,
-    ) -> io.NodeOutput:
-        if video.frames == 1:
-            raise UserError("video is one picture, expected the frames of the video that is to be dubbed")
-        voice = None if reference_voice is None else reference_voice.voice()
-        task = conditioning.dubbing(video.latent, mel_frames(video.frames), voice)
-        snapped(cls, video.frames)
-        return conditioned(task, "dubbing", positive, negative, speech)
+    def execute(cls, **inputs) -> io.NodeOutput:
+        return prepared(cls, "dubbing", **inputs)
 
 
 class AudioDriven(io.ComfyNode):
@@ -267,7 +252,7 @@ class AudioDriven(io.ComfyNode):
             "UniAVGenAudioDriven",
             "UniAVGen Audio-Driven",
             "A face for finished speech: the person of the picture speaks it, the sound comes back unchanged "
-            "but for its loudness. The clip is as long as the sound.",
+            "but for its loudness. The clip takes the next 4n + 1 frames above the length of the sound.",
             [
                 VideoSocket.Input("video", tooltip="The reference picture; it opens the clip."),
                 MelSocket.Input("mel", tooltip="The speech; its words go into UniAVGen Speech Encode."),
@@ -275,27 +260,37 @@ class AudioDriven(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        positive: list,
-        negative: list,
-        speech: EncodedSpeech,
-        video: EncodedVideo,
-        mel: EncodedSound,
-    ) -> io.NodeOutput:
-        image, note = reference(video)
-        known = mel.driving()
-        count = conditioning.frames_for_mels(known.shape[1])
-        if count < 5:
-            raise UserError(
-                f"mel lasts {known.shape[1] / MELS_PER_SECOND:.2f} s, expected at least 0.32 s (5 frames); "
-                "use a longer clip"
-            )
-        kept = mel_frames(count)
-        cut = f"the sound is cut from {known.shape[1]} to {kept} mel frames"
-        snapped(cls, count, note, cut if known.shape[1] > kept else "")
-        task = conditioning.audio_driven(image, known[:, :kept], latent_frames(count))
-        return conditioned(task, "audio-driven", positive, negative, speech)
+    def execute(cls, **inputs) -> io.NodeOutput:
+        return prepared(cls, "audio-driven", **inputs)
 
 
-NODES = [Joint, ReferenceVoice, Continuation, Dubbing, AudioDriven]
+class EditRange(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _schema(
+            "UniAVGenEdit",
+            "UniAVGen Edit",
+            "Makes a time range of a clip anew, in video, audio or both, with new words; everything outside "
+            "the range comes back unchanged.",
+            [
+                VideoSocket.Input("video", tooltip="The whole clip, encoded with its frame rate."),
+                MelSocket.Input("mel", tooltip="The audio of the whole clip."),
+                _seconds("start", 0.5, "Where the range begins, in seconds."),
+                _seconds(
+                    "end", 1.5, "Where it ends. Audio is made anew to 10 ms, video in groups of 4 frames."
+                ),
+                io.Combo.Input(
+                    "edit",
+                    options=list(EDITS),
+                    default=EDITS[0],
+                    tooltip="What is made anew in the range: both, or one of them to fit the other.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, start: float, end: float, edit: str, **inputs) -> io.NodeOutput:
+        return prepared(cls, "edit", edit=Edit(start, end, edit), **inputs)
+
+
+NODES = [Joint, ReferenceVoice, Continuation, Dubbing, AudioDriven, EditRange]

@@ -366,8 +366,8 @@ class Clip:
     speech: Tensor  # [m, speech dim]
     reference_image: Tensor  # [48, 1, H, W]
     reference_mel: Tensor | None = None  # [Lr, 80]
-    n_v: int = 0
-    n_a: int = 0
+    n_v: int | Tensor = 0  # conditioned latent frames: the first n, or bool [T]
+    n_a: int | Tensor = 0  # conditioned mel frames: the first n, or bool [L]
     a2v: bool = True
     v2a: bool = True
     skip_layers: tuple[int, ...] = ()
@@ -395,12 +395,16 @@ def forward(state: State, config, clip: Clip) -> tuple[Tensor, Tensor, dict[int,
     mel = clip.audio if reference == 0 else torch.cat([clip.reference_mel, clip.audio])
     y = mlp(part(state, "audio_embedding"), mel, gelu_tanh)
 
-    x_times = [0.0 if f <= clip.n_v else clip.time for f in range(frames + 1) for _ in range(tokens)]
+    clean_v, clean_a = (
+        [i < n for i in range(length)] if isinstance(n, int) else n.tolist()
+        for n, length in ((clip.n_v, frames), (clip.n_a, mels))
+    )
+    x_times = [0.0 if clean else clip.time for clean in [True, *clean_v] for _ in range(tokens)]
     e_v, e0_v = embed_times(state, "", config, x_times)
     reference_time = 0.0 if config.variant == "paper" else clip.time
-    if clip.n_a == mels:
+    if all(clean_a):
         reference_time = 0.0
-    y_times = [reference_time] * reference + [0.0] * clip.n_a + [clip.time] * (mels - clip.n_a)
+    y_times = [reference_time] * reference + [0.0 if clean else clip.time for clean in clean_a]
     e_a, e0_a = embed_times(state, "_audio", config, y_times)
 
     padded = torch.zeros(config.caption_length, config.caption_dim, dtype=clip.caption.dtype)
@@ -424,8 +428,8 @@ def forward(state: State, config, clip: Clip) -> tuple[Tensor, Tensor, dict[int,
             clip.v2a,
         )
         masks[n] = mask.flatten(1)
-        to_video[: clip.n_v] = 0
-        to_audio[: clip.n_a] = 0
+        to_video[torch.tensor(clean_v)] = 0
+        to_audio[torch.tensor(clean_a)] = 0
         x = torch.cat([x[:tokens], x[tokens:] + to_video.flatten(0, 2)])
         return x, torch.cat([y[:reference], y[reference:] + to_audio])
 

@@ -10,7 +10,7 @@ from uniavgen_core.media.vocoder import Vocoder, random_vocoder
 from uniavgen_core.model.config import TINY, Config
 from uniavgen_core.model.dit import DualBranchDiT
 from uniavgen_core.pipeline import Weights
-from uniavgen_core.sampling.sampler import Settings
+from uniavgen_core.sampling.defaults import SamplingDefaults
 
 
 def random_model(seed: int = 0) -> DualBranchDiT:
@@ -29,8 +29,8 @@ class RandomWeights(Weights):
 
     embedded = False
 
-    def settings(self) -> Settings:
-        return Settings(frames=17, short_side=64)
+    def settings(self) -> SamplingDefaults:
+        return SamplingDefaults(frames=17, short_side=64)
 
     def check(self) -> Config:
         return TINY

@@ -20,7 +20,8 @@ from uniavgen_core.model.dit import DualBranchDiT
 from uniavgen_core.model.variants import align
 from uniavgen_core.training import cast_ops
 from uniavgen_core.training.initialise import LATER, initialise, other_interaction
-from uniavgen_core.weights.checkpoint import load_model, save_checkpoint
+from uniavgen_core.weights.checkpoint import load_model
+from uniavgen_core.weights.convert import save_checkpoint
 
 ALIGNED = replace(TINY, variant="aligned", layers=1, interaction_layers=(0,))
 T, H, W, L = 3, 2, 3, 56

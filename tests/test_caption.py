@@ -5,7 +5,6 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from uniavgen_core.errors import UserError
 from uniavgen_core.media import caption
 
 
@@ -100,62 +99,3 @@ def test_a_saved_encoder_opens_in_transformers_4_and_5_and_encodes_the_same(fold
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     again = caption.load_caption_encoder(tmp_path / "saved")
     assert torch.equal(again(["rain falls", ""]), encoder(["rain falls", ""]))
-
-
-def change_config(folder, **values):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | values))
-
-
-def damage_nothing_there(folder):
-    return folder / "missing", "no such folder"
-
-
-def damage_single_file(folder):
-    return folder / "model.safetensors", "not a single file"
-
-
-def damage_no_config(folder):
-    (folder / "config.json").unlink()
-    return folder, "missing or not the config"
-
-
-def damage_another_model(folder):
-    change_config(folder, model_type="t5")
-    return folder, "type 't5', expected 'umt5'"
-
-
-def damage_no_weights(folder):
-    (folder / "model.safetensors").unlink()
-    return folder, "cannot be loaded"
-
-
-def damage_truncated_weights(folder):
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    return folder, "cannot be loaded"
-
-
-def damage_missing_tensors(folder):
-    change_config(folder, num_layers=3)
-    return folder, "tensors of the caption encoder are missing"
-
-
-def damage_another_size(folder):
-    change_config(folder, d_ff=128)
-    return folder, "cannot be loaded"
-
-
-def damage_no_tokenizer(folder):
-    for file in [*folder.glob("*token*"), *folder.glob("special*")]:
-        file.unlink()
-    return folder, "cannot be loaded"
-
-
-@pytest.mark.parametrize("damage", [f for name, f in sorted(globals().items()) if name.startswith("damage_")])
-def test_a_wrong_folder_is_named(folder, damage):
-    path, message = damage(folder)
-    with pytest.raises(UserError, match=message) as caught:
-        caption.load_caption_encoder(path)
-    assert "\n" not in str(caught.value)
-    assert str(folder) in str(caught.value)

@@ -57,7 +57,13 @@ def inputs_of(mode, real):
         "continuation": {"video": clip, "prefix_frames": 9},
         "dubbing": {"video": clip},
         "audio-driven": {"image": photo, "audio": voice},
+        "edit": {"video": clip, "edit_start": 0.3, "edit_end": 0.6},
     }[mode]
+
+
+def frames_of(mode):
+    """Of the clip that `clip_of` and `request` make: an edit keeps the whole video of 2 s."""
+    return 29 if mode == "edit" else FRAMES
 
 
 def flags(values):
@@ -66,7 +72,8 @@ def flags(values):
 
 def clip_of(capfd, out, *arguments):
     """`uniavgen generate --json` at a small size: the video it wrote, what it printed, its notes."""
-    small = flags({"text": TEXT, "out": out, "frames": FRAMES, "short_side": SIDE, "steps": 2})
+    short = {} if "edit" in map(str, arguments) else {"frames": FRAMES}
+    small = flags({"text": TEXT, "out": out, **short, "short_side": SIDE, "steps": 2})
     code, printed, notes = uniavgen(capfd, "generate", *small, *arguments, "--json")
     assert code == 0, notes
     assert "Traceback" not in notes
@@ -75,7 +82,9 @@ def clip_of(capfd, out, *arguments):
 
 def request(mode, real, out, **changes):
     """The same clip as `clip_of`, asked for from Python."""
-    small = {"text": TEXT, "frames": FRAMES, "short_side": SIDE, "steps": 2}
+    small = {"text": TEXT, "short_side": SIDE, "steps": 2}
+    if mode != "edit":
+        small["frames"] = FRAMES
     return pipeline.Request(mode, str(out), **{**small, **inputs_of(mode, real), **changes})
 
 
@@ -88,14 +97,15 @@ def seconds_of(audio):
 def test_every_mode_makes_a_playable_clip_with_sound(tmp_path, capfd, real, mode):
     out = tmp_path / "clip.mp4"
     video, made, notes = clip_of(capfd, out, "--mode", mode, *flags(inputs_of(mode, real)))
-    height, width = (64, 96) if mode in ("continuation", "dubbing") else (64, 64)
-    assert video.frames.shape == (FRAMES, height, width, 3)
+    height, width = (64, 96) if conditioning.MODES[mode].takes_video else (64, 64)
+    frames = frames_of(mode)
+    assert video.frames.shape == (frames, height, width, 3)
     assert video.fps == 16
     assert video.audio[1] == 24000
-    assert abs(seconds_of(video.audio) - FRAMES / 16) <= AAC_FRAME
+    assert abs(seconds_of(video.audio) - frames / 16) <= AAC_FRAME
     assert video.audio[0].abs().max() > 1e-3
-    expected = {"out": str(out), "mode": mode, "width": width, "height": height, "frames": FRAMES, "fps": 16}
-    expected |= {"samples": 25500, "sample_rate": 24000, "seed": 2025, "embedded": True}
+    expected = {"out": str(out), "mode": mode, "width": width, "height": height, "frames": frames, "fps": 16}
+    expected |= {"samples": frames * 1500, "sample_rate": 24000, "seed": 2025, "embedded": True}
     assert {name: made[name] for name in expected} == expected
     assert made["seconds"].keys() >= {"caption", "encode", "sample", "decode", "write"}
     assert all(note in notes for note in made["notes"])
@@ -164,6 +174,52 @@ def test_dubbing_keeps_the_whole_picture_and_gives_it_a_voice(tmp_path, real):
     assert (written.float() - pictures.float()).square().mean() < 255**2 / 10**3  # 30 dB
 
 
+def test_an_edit_keeps_everything_outside_its_range_exactly(tmp_path, real, monkeypatch):
+    given = files.read_video(real / "clip.mp4", fps=16)
+    pictures = files.fit_image(given.frames[:29], 96, 64)
+    sound = mel.fit_length(mel.prepare_audio(*given.audio), 29 * 1500)
+    written = []
+    monkeypatch.setattr(
+        files, "write_mp4", lambda path, frames, fps, wave, rate: written.append((frames, wave))
+    )
+    made = pipeline.generate(request("edit", real, tmp_path / "clip.mp4"), RandomWeights())
+    frames, wave = written[0]
+    outside = torch.ones(29, dtype=torch.bool)
+    outside[1:13] = False  # 0.3 to 0.6 s are frames 4 to 9, in the latent frames of frames 1 to 12
+    assert torch.equal(frames[outside], pictures[outside])
+    assert not torch.equal(frames[~outside], pictures[~outside])
+    start, stop = 30 * mel.HOP, 60 * mel.HOP
+    assert torch.equal(wave[:start], sound[:start])
+    assert torch.equal(wave[stop:], sound[stop : len(wave)])
+    assert not torch.allclose(wave[start:stop], sound[start:stop], atol=1e-3)
+    latent = encoded(pictures)
+    assert torch.equal(made.sample.video[:, :, [0, 4, 5, 6, 7]], latent[:, :, [0, 4, 5, 6, 7]])
+
+
+def test_dubbing_takes_a_reference_image_of_its_own(tmp_path, real):
+    plain = request("dubbing", real, tmp_path / "clip.mp4")
+    without, with_image = (
+        pipeline.generate(r, RandomWeights()).sample.audio
+        for r in (plain, replace(plain, image=str(real / "photo.png")))
+    )
+    assert not torch.equal(without, with_image)
+
+
+def test_a_negative_caption_is_what_the_null_pass_is_told(tmp_path, real):
+    plain = request("joint", real, tmp_path / "clip.mp4", frames=5, short_side=32)
+    first, second = (
+        pipeline.generate(r, RandomWeights()).sample.video
+        for r in (plain, replace(plain, negative_caption="a dark street"))
+    )
+    assert not torch.equal(first, second)
+
+
+def test_seed_minus_one_draws_one_and_tells_it(tmp_path, capfd, real):
+    arguments = ("--image", real / "photo.png", "--frames", 5, "--steps", 1, "--short-side", 32)
+    _, made, _ = clip_of(capfd, tmp_path / "clip.mp4", *arguments, "--seed", -1)
+    assert f"seed {made['seed']} was drawn" in made["notes"]
+
+
 def test_audio_driven_keeps_the_whole_sound(tmp_path, real):
     sound = mel.prepare_audio(*files.read_audio(real / "voice.wav"))[: MELS * mel.HOP]
     made = pipeline.generate(request("audio-driven", real, tmp_path / "clip.mp4"), RandomWeights())
@@ -181,7 +237,7 @@ def test_a_video_of_any_rate_is_dubbed_at_16_fps_and_the_length_is_told(tmp_path
     video, made, _ = clip_of(capfd, out, "--mode", "dubbing", "--video", source, "--frames", 81)
     assert (len(video.frames), video.fps) == (17, 16)
     length = round(len(given.frames) / fps * 16) / 16
-    assert f"17 frames (1.06 s) of the video ({length:.2f} s) are used" in made["notes"]
+    assert any(f"17 frames (1.06 s) for the video ({length:.2f} s)" in note for note in made["notes"])
     shown = files.fit_image(given.frames[round(16 / 16 * fps)][None], 96, 64)[0]
     assert (video.frames[16].float() - shown.float()).abs().mean() < 8
 
@@ -195,8 +251,8 @@ def test_sound_of_any_rate_and_channel_count_drives_a_face(tmp_path, capfd, real
     )
     arguments = ("--mode", "audio-driven", "--image", real / "photo.png", "--audio", tmp_path / "many.wav")
     video, made, _ = clip_of(capfd, tmp_path / "clip.mp4", *arguments, "--frames", 81)
-    assert len(video.frames) == 21
-    assert "21 frames (1.31 s) of the audio (1.50 s) are used" in made["notes"]
+    assert len(video.frames) == 25
+    assert "25 frames (1.56 s) for the audio (1.50 s): the last 0.06 s are silence" in made["notes"]
 
 
 def test_grey_and_transparent_pictures_and_odd_sizes_are_taken(tmp_path, capfd, real):

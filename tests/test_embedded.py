@@ -17,8 +17,8 @@ from clips import (
 from uniavgen_core import embedded, pipeline
 from uniavgen_core.errors import UserError
 from uniavgen_core.media import files
+from uniavgen_core.sampling.defaults import SamplingDefaults
 from uniavgen_core.sampling.guidance import Guidance
-from uniavgen_core.sampling.sampler import Settings
 from uniavgen_core.weights.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def test_its_tokenizer_opens_in_every_transformers_that_is_allowed():
 
 def test_it_brings_its_own_settings_and_what_the_user_says_wins(capfd, tmp_path):
     own = embedded.settings()
-    assert own != Settings()
+    assert own != SamplingDefaults()
     _, request = made(capfd, tmp_path, "--steps", 1)
     assert request.guidance == own.guidance
     assert request.shift == own.shift
@@ -82,7 +82,7 @@ def test_it_brings_its_own_settings_and_what_the_user_says_wins(capfd, tmp_path)
 
 def test_the_released_model_keeps_its_own_settings():
     weights = pipeline.Weights(model="m", vae="v", text_encoder="t")
-    assert weights.settings() == Settings(Guidance(3.0, 2.0, 0.5, (11,)), 50, 5.0, 81, 736)
+    assert weights.settings() == SamplingDefaults(Guidance(3.0, 2.0, 0.5, (11,)), 50, 5.0, 81, 736)
 
 
 def test_it_says_what_it_is_and_which_words_it_never_learnt(capfd, tmp_path):

@@ -24,6 +24,7 @@ from uniavgen_core.media.vae import random_vae
 from uniavgen_core.media.vocoder import GriffinLim
 from uniavgen_core.model.config import TINY
 from uniavgen_core.model.dit import DualBranchDiT
+from uniavgen_core.pipeline import Pipeline
 from uniavgen_core.sampling.guidance import Guidance
 from uniavgen_core.theatre.clips import Theatre
 from uniavgen_core.theatre.evaluation import runs
@@ -49,7 +50,7 @@ from uniavgen_core.theatre.evaluation.recogniser import (
 )
 from uniavgen_core.theatre.evaluation.report import summary, write_report
 from uniavgen_core.theatre.evaluation.runs import Evaluation, measure_folder, sampler
-from uniavgen_core.theatre.evaluation.sampling import Example, Parts, face_masks, make
+from uniavgen_core.theatre.evaluation.sampling import Example, face_masks, make
 from uniavgen_core.theatre.evaluation.vocoders import judge
 
 GUIDANCE = Guidance(2.0, 2.0, 1.0, ())
@@ -60,7 +61,7 @@ pytestmark = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espea
 class HumVocoder(torch.nn.Module):
     """Stands in for Griffin-Lim, which takes a second: the mel's loudness as that of a hum."""
 
-    def forward(self, mel):
+    def forward(self, mel, on_part=None):
         level = mel.mean(1).sigmoid().repeat_interleave(240, dim=1)
         return level * torch.sin(torch.arange(level.shape[1]) * 0.03)
 
@@ -83,7 +84,7 @@ def parts():
         patch=(1, 1),
     )
     model = randomise(DualBranchDiT(sizes))
-    return Parts(model, random_vae(), random_caption_encoder(), HumVocoder())
+    return Pipeline.of(model, random_vae(), random_caption_encoder(), HumVocoder())
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def theatre():
 
 @pytest.fixture(scope="module")
 def examples(theatre, parts):
-    return [Example.make(theatre, i, parts.vae) for i in range(2)]
+    return [Example.make(theatre, i, parts.vae.get()) for i in range(2)]
 
 
 @pytest.fixture
@@ -251,7 +252,7 @@ def test_a_continuation_keeps_its_known_frames_exactly(evaluation):
 
 def test_no_guidance_gets_as_many_passes_as_guidance():
     assert sampler(GUIDANCE, 12, "") == (GUIDANCE, 12)
-    assert sampler(GUIDANCE, 12, "cfg") == (Guidance.plain(2.0, 2.0, ()), 12)
+    assert sampler(GUIDANCE, 12, "cfg") == (Guidance(2.0, 2.0, 0.0, ()), 12)
     assert sampler(GUIDANCE, 12, "none") == (Guidance.none(), 24)
     assert sampler(Guidance.none(), 12, "none")[1] == 12
 

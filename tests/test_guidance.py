@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import inputs
 
-from uniavgen_core import conditioning
+from uniavgen_core.conditioning import condition
 from uniavgen_core.model.config import TINY
 from uniavgen_core.model.inputs import TextConditioning, Velocity
 from uniavgen_core.sampling.guidance import Guidance, GuidedModel
@@ -15,8 +15,10 @@ STEPS = 8
 GIVEN = inputs(TINY, reference_mels=4)
 POSITIVE = TextConditioning(GIVEN["caption"], GIVEN["speech"])
 NEGATIVE = TextConditioning(GIVEN["caption"][:, :2], GIVEN["speech"][:, :3])
-JOINT = conditioning.joint(GIVEN["reference_image"], 3, 23)
-VOICE = conditioning.reference_voice(GIVEN["reference_image"], GIVEN["reference_mel"], 3, 23)
+JOINT = condition("joint", GIVEN["reference_image"], None, 3, 23)
+VOICE = condition(
+    "reference-voice", GIVEN["reference_image"], None, 3, 23, reference_mel=GIVEN["reference_mel"]
+)
 
 
 class Recorder:
@@ -95,7 +97,7 @@ def test_references_and_known_frames_are_in_both_passes():
         assert torch.equal(call["references"].mel, GIVEN["reference_mel"])
         assert torch.equal(call["video"][:, :, :1], GIVEN["reference_image"])
         assert torch.equal(call["video"][:, :, 1:], GIVEN["video"][:, :, 1:])
-        assert torch.equal(call["conditioned"].video, VOICE.known_video)
+        assert torch.equal(call["conditioned"].video, VOICE.conditioned_video)
 
 
 def test_reference_voice_has_v2a_off_in_the_full_pass_and_both_on_in_the_late_null_pass():
@@ -109,7 +111,7 @@ def test_reference_voice_has_v2a_off_in_the_full_pass_and_both_on_in_the_late_nu
     (Guidance(s_v=1.0, s_a=1.0), 1),
     (Guidance(s_v=1.0, s_a=2.0), 2),
     (Guidance(s_v=3.0, s_a=1.0), 2),
-    (Guidance.plain(3.0, 2.0), 2),
+    (Guidance(interval=0.0), 2),
 ])  # fmt: skip
 def test_scale_one_costs_one_pass(guidance, passes):
     model, mixed = run(JOINT, guidance)
@@ -119,7 +121,7 @@ def test_scale_one_costs_one_pass(guidance, passes):
 
 
 def test_plain_guidance_keeps_the_interaction_in_every_null_pass():
-    model, _ = run(JOINT, Guidance.plain(3.0, 2.0, skip_layers=()))
+    model, _ = run(JOINT, Guidance(interval=0.0, skip_layers=()))
     assert {directions(c) for c in model.calls} == {(True, True)}
     assert all(c["active"].skip_layers == () for c in model.calls)
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from uniavgen_core.errors import UserError
 from uniavgen_core.media.mel import (
     SAMPLE_RATE,
+    check_audible,
     latent_to_mel,
     log_mel,
     mel_to_latent,
@@ -87,7 +88,7 @@ def test_resampling_works_at_any_two_rates(rate_in, rate_out, samples):
 
 def test_any_clip_becomes_mono_24_khz_fp32():
     eight = tone(300, 48000).half().expand(8, -1)
-    prepared = prepare_audio(eight, 48000, require_sound=True)
+    prepared = prepare_audio(eight, 48000)
     assert prepared.dtype == torch.float32
     assert relative_error(prepared[200:-200], tone(300, 24000).float()[200:-200]) < 5e-3
 
@@ -139,11 +140,11 @@ def test_unusable_sound_is_refused_in_one_line(waveform, rate, message):
         prepare_audio(waveform, rate)
 
 
-def test_a_silent_clip_is_refused_only_where_sound_is_needed():
+def test_a_silent_clip_is_refused_only_where_it_must_be_heard():
     silent = torch.full((1, 4800), 5e-5)
     assert prepare_audio(silent, SAMPLE_RATE).shape == (4800,)
-    with pytest.raises(UserError, match="the clip is silent"):
-        prepare_audio(silent, SAMPLE_RATE, require_sound=True)
+    with pytest.raises(UserError, match="the voice is silent"):
+        check_audible(silent, "the voice")
 
 
 def test_mel_and_resampling_need_no_torchaudio():

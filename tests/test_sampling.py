@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import inputs
 
-from uniavgen_core import conditioning
+from uniavgen_core.conditioning import Anew, Span, condition
 from uniavgen_core.errors import UserError
 from uniavgen_core.model.config import TINY
 from uniavgen_core.model.inputs import TextConditioning, Velocity
@@ -23,11 +23,13 @@ TEXTS = TextConditioning(GIVEN["caption"], GIVEN["speech"])
 NULL = TextConditioning(GIVEN["caption"][:, :2], GIVEN["speech"][:, :4])
 GUIDANCE = Guidance(skip_layers=(1,))
 TASKS = {
-    "joint": conditioning.joint(IMAGE, FRAMES, MELS),
-    "reference-voice": conditioning.reference_voice(IMAGE, VOICE, FRAMES, MELS),
-    "continuation": conditioning.continuation(VIDEO[:, :, :2], MEL[:, :6], FRAMES, MELS),
-    "dubbing": conditioning.dubbing(VIDEO, MELS),
-    "audio-driven": conditioning.audio_driven(IMAGE, MEL, FRAMES),
+    "joint": condition("joint", IMAGE, None, FRAMES, MELS),
+    "reference-voice": condition("reference-voice", IMAGE, None, FRAMES, MELS, reference_mel=VOICE),
+    "continuation": condition("continuation", VIDEO, MEL, FRAMES, MELS, anew=Anew(Span(2, 3), Span(6, MELS))),
+    "dubbing": condition("dubbing", VIDEO, None, FRAMES, MELS),
+    "audio-driven": condition("audio-driven", IMAGE, MEL, FRAMES, MELS),
+    "edit": condition("edit", VIDEO, MEL, FRAMES, MELS, anew=Anew(Span(1, 2), Span(4, 9))),
+    "edit of the audio": condition("edit", VIDEO, MEL, FRAMES, MELS, anew=Anew(audio=Span(4, 9))),
 }
 
 
@@ -142,7 +144,7 @@ def test_known_frames_come_back_exactly_in_every_mode(model, mode):
     assert out.video.shape == VIDEO.shape
     assert out.audio.shape == MEL.shape
     assert out.video.dtype == out.audio.dtype == torch.float32
-    keep_video, keep_audio = task.known_video, task.known_audio
+    keep_video, keep_audio = task.conditioned_video, task.conditioned_audio
     assert torch.equal(out.video[:, :, keep_video], task.clean_video[:, :, keep_video])
     assert torch.equal(out.audio[:, keep_audio], task.clean_audio[:, keep_audio])
     assert out.video.isfinite().all()
@@ -157,8 +159,10 @@ def test_known_frames_are_clean_at_every_step_in_what_the_model_sees(released, m
     hook.remove()
     assert len(seen) == 6
     for video, audio in seen:
-        assert torch.equal(video[:, :, task.known_video], task.clean_video[:, :, task.known_video])
-        assert torch.equal(audio[:, task.known_audio], task.clean_audio[:, task.known_audio])
+        assert torch.equal(
+            video[:, :, task.conditioned_video], task.clean_video[:, :, task.conditioned_video]
+        )
+        assert torch.equal(audio[:, task.conditioned_audio], task.clean_audio[:, task.conditioned_audio])
 
 
 def test_the_same_seed_gives_the_same_clip_and_another_seed_another(model):
@@ -196,9 +200,9 @@ def test_a_whole_run_equals_the_transcription(model, mode):
     """Every mode in both variants, past the middle of the schedule, in float64."""
     task, config = TASKS[mode], model.config
     if config.variant == "paper" and mode == "reference-voice":
-        task = conditioning.reference_voice(IMAGE, VOICE, FRAMES, MELS, "paper")
+        task = condition("reference-voice", IMAGE, None, FRAMES, MELS, variant="paper", reference_mel=VOICE)
     state = {k: v.double() for k, v in model.state_dict().items()}
-    n_v, n_a = int(task.known_video.sum()), int(task.known_audio.sum())
+    n_v, n_a = task.conditioned_video, task.conditioned_audio
     voice = None if task.reference_mel is None else task.reference_mel[0].double()
     video, audio = (x[0].double() for x in task.noise(7))
     times = oracle.times(2, 5.0)
@@ -209,8 +213,8 @@ def test_a_whole_run_equals_the_transcription(model, mode):
             (NULL, i >= 1, i >= 1, (1,)),
         ):
             seen = video.clone(), audio.clone()
-            seen[0][:, :n_v] = task.clean_video[0, :, :n_v]
-            seen[1][:n_a] = task.clean_audio[0, :n_a]
+            seen[0][:, n_v] = task.clean_video[0, :, n_v].double()
+            seen[1][n_a] = task.clean_audio[0, n_a].double()
             clip = oracle.Clip(
                 *seen, times[i], texts.caption[0].double(), texts.speech[0].double(),
                 task.reference_image[0].double(), voice, n_v, n_a, a2v, v2a, skip,
@@ -220,7 +224,8 @@ def test_a_whole_run_equals_the_transcription(model, mode):
         dt = (times[i] - times[i + 1]) / 1000
         video = video - dt * (null_v + 3 * (full_v - null_v))
         audio = audio - dt * (null_a + 2 * (full_a - null_a))
-    video[:, :n_v], audio[:n_a] = task.clean_video[0, :, :n_v], task.clean_audio[0, :n_a]
+    video[:, n_v] = task.clean_video[0, :, n_v].double()
+    audio[n_a] = task.clean_audio[0, n_a].double()
     out = sample(model, task, TEXTS, NULL, GUIDANCE, steps=2, seed=7)
     assert oracle.relative_error(out.video[0], video) < 1e-5
     assert oracle.relative_error(out.audio[0], audio) < 1e-5

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from uniavgen_core.errors import UserError
 from uniavgen_core.media.mel import log_mel
-from uniavgen_core.media.vocoder import GriffinLim, convert_vocoder, load_vocoder, random_vocoder
+from uniavgen_core.media.vocoder import GriffinLim, load_vocoder, random_vocoder
 from uniavgen_core.training.recipe import Schedule
 from uniavgen_core.verify import GOLDEN
+from uniavgen_core.weights.convert import convert
 
 MEL_CASE = load_file(GOLDEN / "mel_case.safetensors")
 PREFIX = "token2wav.code2wav_bigvgan_model."
@@ -113,69 +114,13 @@ def test_a_folder_converts_to_one_file_that_carries_its_config(weights, mel, dty
     rates = [3, 5, 2, 2, 2, 2]  # cannot be told from the tensors
     config = {"token2wav_config": {"bigvgan_config": {"upsample_rates": rates}}}
     (folder / "config.json").write_text(json.dumps(config))
-    convert_vocoder(folder, tmp_path / "v.safetensors", dtype)
+    convert(folder, tmp_path / "v.safetensors", {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype])
     with safe_open(tmp_path / "v.safetensors", "pt") as file:
         assert json.loads(file.metadata()["config"])["upsample_rates"] == rates
         assert {file.get_tensor(name).dtype for name in file.keys()} == {dtype}  # noqa: SIM118
     expected = load_vocoder(folder, dtype=dtype)(mel)
     assert torch.equal(load_vocoder(tmp_path / "v.safetensors", dtype=dtype)(mel), expected)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "v.safetensors"]
-
-
-def test_a_conversion_that_cannot_be_written_leaves_nothing_behind(weights, tmp_path):
-    source = one_file(tmp_path, weights)
-    (tmp_path / "taken").mkdir()
-    for out in (tmp_path / "taken", tmp_path / "missing" / "v.safetensors"):
-        with pytest.raises(UserError, match="cannot be written"):
-            convert_vocoder(source, out)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["taken", "v.safetensors"]
-
-
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("diffusion_model.blocks.0.lora_A.weight", "a LoRA"),
-        ("audio_blocks.0.modulation", "a UniAVGen model"),
-        ("decoder.conv1.weight", "a video VAE"),
-        ("conv_pre.weight_g", "another vocoder"),
-        ("shared.weight", "a text encoder"),
-        ("thinker.model.norm.weight", "a part of Qwen2.5-Omni without the vocoder"),
-        ("some.weight", "something else .tensors such as some.weight"),
-    ],
-)
-def test_another_model_is_named_for_what_it_is(name, what, tmp_path):
-    with pytest.raises(UserError, match=f"is {what}.*expected a vocoder: Qwen2.5-Omni's BigVGAN"):
-        load_vocoder(one_file(tmp_path, {name: torch.zeros(2)}))
-
-
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"", "is empty"),
-        (b"PK\x03\x04abcdefgh", "is a PyTorch pickle"),
-        (b"\x80\x02}q\x00.", "is a PyTorch pickle"),
-        (b"hello, I am text", "is no safetensors file, or cut off"),
-    ],
-)
-def test_a_file_that_is_no_safetensors_is_refused(content, what, tmp_path):
-    (tmp_path / "v.safetensors").write_bytes(content)
-    for path in (tmp_path / "v.safetensors", tmp_path):
-        with pytest.raises(UserError, match=what):
-            load_vocoder(path)
-
-
-def test_a_file_cut_off_is_refused(weights, tmp_path):
-    path = one_file(tmp_path, weights)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="cut off"):
-        load_vocoder(path)
-
-
-def test_a_place_without_a_vocoder_is_refused(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        load_vocoder(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds no \.safetensors file"):
-        load_vocoder(tmp_path)
 
 
 def change(name, tensor):
@@ -187,13 +132,15 @@ def change(name, tensor):
     [
         (
             lambda w: {n: t for n, t in w.items() if n != "conv_post.weight"},
-            "lacks 1 tensors, such as conv_post",
+            r"1 missing \(conv_post",
         ),
-        (lambda w: {n: t for n, t in w.items() if "resblocks" not in n}, "lacks residual blocks"),
-        (change("conv_post.bias", torch.zeros(1)), "has the unknown 1 tensors, such as conv_post.bias"),
+        (
+            lambda w: {n: t for n, t in w.items() if "resblocks" not in n},
+            "lacks residual or upsampling blocks",
+        ),
         (
             change("conv_post.weight", torch.zeros(1, 1, 9)),
-            r"conv_post.weight is \[1, 1, 9\], expected \[1, 1, 7\]",
+            r"1 misshapen \(conv_post.weight \[1, 1, 9\] for \[1, 1, 7\]",
         ),
         (change("conv_pre.weight", torch.zeros(64, 100, 7)), "vocoder of 100 mel bands and 240 samples"),
         (change("ups.0.0.weight", torch.zeros(64, 32, 16)), "vocoder of 80 mel bands and 384 samples"),
@@ -214,7 +161,7 @@ def test_a_broken_config_is_refused(config, weights, tmp_path):
 def test_two_files_of_the_same_weights_in_a_folder_are_refused(weights, tmp_path):
     bigvgan_folder(tmp_path, weights)
     one_file(tmp_path, weights)
-    with pytest.raises(UserError, match="name one of the files"):
+    with pytest.raises(UserError, match="name one"):
         load_vocoder(tmp_path)
 
 

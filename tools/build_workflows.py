@@ -16,7 +16,7 @@ from workflow_graph import GOLDEN, Graph, Link, Node, Subgraph  # noqa: E402
 from workflow_notes import note  # noqa: E402
 
 from uniavgen_core import embedded as embedded_model  # noqa: E402
-from uniavgen_core.sampling.sampler import Settings  # noqa: E402
+from uniavgen_core.sampling.defaults import SamplingDefaults  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
 SUBGRAPHS = ROOT / "subgraphs"
@@ -102,7 +102,7 @@ class Parts:
     clip: Link
     vae: Link
     vocoder: Link
-    settings: Settings
+    settings: SamplingDefaults
     caption: str
     line: str
     voice_line: str  # the words of the recording
@@ -133,7 +133,7 @@ def loaders(g: Graph, embedded: bool) -> Parts:
     vae = g.add("VAELoader", "VAE", models=[VAE], vae_name=VAE["name"])
     vocoder = g.add("UniAVGenLoadVocoder", vocoder_name=VOCODER)
     links = (model, 0), (model, 1), (clip, 0), (vae, 0), (vocoder, 0)
-    return Parts(*links, Settings(), CAPTION, LINE, VOICE_LINE)
+    return Parts(*links, SamplingDefaults(), CAPTION, LINE, VOICE_LINE)
 
 
 def captions(g: Graph, p: Parts, caption: str | Link) -> tuple[Node, Node]:

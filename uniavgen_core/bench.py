@@ -19,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import conditioning
 from .errors import UserError
-from .media.mel import latent_to_mel
 from .model.config import Config
 from .model.dit import DualBranchDiT
 from .model.inputs import TextConditioning, Velocity
 from .model.variants import align
-from .pipeline import Weights
-from .sampling.guidance import Guidance, GuidedModel
+from .pipeline import Pipeline, Weights
+from .sampling.defaults import Guidance
+from .sampling.guidance import GuidedModel
 
 T = TypeVar("T")
 
@@ -113,11 +113,9 @@ def _guided(config: Config, mode: str, size: Size, guidance: Guidance) -> Guided
     def empty(*shape: int) -> Tensor:
         return torch.empty(1, *shape, device="meta")
 
-    image = empty(config.video_channels, 1, height, width)
-    if mode == "dubbing":
-        task = conditioning.dubbing(empty(config.video_channels, frames, height, width), size.mels)
-    else:
-        task = conditioning.joint(image, frames, size.mels)
+    given = frames if conditioning.MODES[mode].takes_video else 1
+    video = empty(config.video_channels, given, height, width)
+    task = conditioning.condition(mode, video, None, frames, size.mels)
     texts = TextConditioning(
         empty(config.caption_length, config.caption_dim), empty(SPEECH_SYMBOLS, config.speech_dim)
     )
@@ -185,7 +183,8 @@ def stage_report(weights: Weights, size: Size) -> dict:
     is the peak of the process so far.
     """
     weights.check()
-    device = torch.device(weights.device)
+    pipeline = Pipeline.load(weights, keep=True)
+    device = pipeline.device
     on_gpu = device.type == "cuda"
     report: dict = {"size": size._asdict(), "device": str(device), "embedded": weights.embedded}
 
@@ -204,16 +203,15 @@ def stage_report(weights: Weights, size: Size) -> dict:
 
     frames = size.latent[0]
     with torch.inference_mode():
-        encoder = measured("load_caption_encoder", weights.load_caption_encoder)
-        caption = measured("caption", lambda: encoder(["a person talks"])).to(device)
-        null_caption = encoder([""]).to(device)
-        vae = measured("load_vae", weights.load_vae)
-        picture = torch.zeros(1, 3, 1, size.height, size.width, device=device)
-        image = measured("vae_encode_image", lambda: vae.encode(picture))
-        model = measured("load_model", weights.load_model)
-        ids = torch.zeros(1, SPEECH_SYMBOLS, dtype=torch.long, device=device)
-        speech = measured("speech", lambda: model.text_embedding(ids))
-        task = conditioning.joint(image, frames, size.mels)
+        measured("load_caption_encoder", pipeline.text_encoder.get)
+        caption, _ = measured("caption", lambda: pipeline.encode_captions(["a person talks"]))
+        null_caption, _ = pipeline.encode_captions([""])
+        measured("load_vae", pipeline.vae.get)
+        image = torch.zeros(1, size.height, size.width, 3, dtype=torch.uint8)
+        image = measured("vae_encode_image", lambda: pipeline.encode_frames(image))
+        model = measured("load_model", pipeline.model.get)
+        speech, _ = measured("speech", lambda: pipeline.encode_speech([[0] * SPEECH_SYMBOLS]))
+        task = conditioning.condition("joint", image, None, frames, size.mels)
         texts = TextConditioning(caption, speech), TextConditioning(null_caption, speech)
         latents = task.noise(0)
         skip = () if model.config.layers <= 11 else (11,)
@@ -232,9 +230,9 @@ def stage_report(weights: Weights, size: Size) -> dict:
             with FlopCounterMode(display=False) as counter:
                 forward()
             report[f"step_{name}"]["tflop"] = counter.get_total_flops() / 1e12
-        measured("vae_decode", lambda: vae.decode(latents[0]))
-        vocoder = weights.load_vocoder()
-        measured("vocoder", lambda: vocoder(latent_to_mel(latents[1])))
+        measured("vae_decode", lambda: pipeline.decode_video(latents[0]))
+        pipeline.vocoder.get()
+        measured("vocoder", lambda: pipeline.decode_audio(latents[1]))
     return report
 
 

@@ -14,12 +14,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .errors import UserError  # torch is imported by the commands that need it: `--help` answers at once
+from .modes import MODES
+from .sampling.defaults import SamplingDefaults
 from .theatre import command as theatre
 from .theatre.evaluation.command import add_parser as add_eval
 from .training.command import add_parser as add_train
 
 if TYPE_CHECKING:
-    from .sampling.guidance import Guidance
+    from .sampling.defaults import Guidance
 
 DTYPES = ("fp32", "bf16", "fp16")
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "calculation overflowed")
@@ -28,6 +30,7 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code (0 done, 1 golden values differ, 2 something to mend)."""
     options = _parser().parse_args(argv)
+    _say_warnings()
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever downloaded
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -50,9 +53,22 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        message = "out of memory; use fewer --frames, a smaller --short-side or fp8 weights"
+        message = (
+            "out of memory; use fewer --frames, a smaller --short-side, or fp8 files (`uniavgen convert` "
+            "writes them), which stay fp8 in memory"
+        )
     print(f"uniavgen: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _say_warnings() -> None:
+    """Warnings of this package go to stderr as notes do, each once."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("uniavgen: %(message)s"))
+    logger = logging.getLogger(__package__)
+    said = set()
+    handler.addFilter(lambda record: record.getMessage() not in said and not said.add(record.getMessage()))
+    logger.handlers, logger.propagate = [handler], False
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -65,6 +81,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    d = SamplingDefaults()
     parser = _Parser(prog="uniavgen", description="A picture and a line to say become a talking person.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
@@ -74,36 +91,60 @@ def _parser() -> argparse.ArgumentParser:
         description="Makes a clip. The defaults named here are the released model's; the embedded one, which "
         "runs without weights, has its own.",
     )
-    p.add_argument(
-        "--mode", default="joint", help="joint, reference-voice, continuation, dubbing, audio-driven"
-    )
+    modes = "; ".join(f"{mode.name}: {mode.about}" for mode in MODES.values())
+    p.add_argument("--mode", default="joint", help=modes)
     p.add_argument("--text", required=True, help="what is said in the whole clip")
     p.add_argument("--caption", default="", help="what is seen: the person, the place, the mood")
+    p.add_argument(
+        "--negative-caption", default="", help="what the null pass is told instead (default nothing)"
+    )
     p.add_argument("--language", default="en", help="en or zh")
-    p.add_argument("--image", help="reference picture (joint, reference-voice, audio-driven)")
-    p.add_argument("--video", help="video to continue or to dub")
-    p.add_argument("--audio", help="speech to animate (audio-driven)")
-    p.add_argument("--voice", help="a clip of the voice to speak with")
+    p.add_argument("--image", help=f"reference image ({_modes_with('image')})")
+    p.add_argument("--video", help=f"the video to start from ({_modes_with('video')})")
+    p.add_argument("--audio", help=f"speech to animate ({_modes_with('audio')})")
+    p.add_argument("--voice", help=f"a clip of the voice to speak with ({_modes_with('voice')})")
     p.add_argument("--voice-text", help="what is said in --voice")
     p.add_argument("--out", required=True, help="the video to write (.mp4, .mov, .mkv)")
-    p.add_argument("--frames", type=int, help="length at 16 fps, 4n + 1 (default 81)")
+    p.add_argument(
+        "--frames",
+        type=int,
+        help=f"length at 16 fps, 4n + 1 (default {d.frames}); where a video or a recording decides it, the "
+        "most that is used of it",
+    )
     p.add_argument("--prefix-frames", type=int, help="continuation: frames of --video that are kept, 4n + 1")
     p.add_argument(
-        "--short-side", type=int, help="pixels of the shorter side, a multiple of 32 (default 736)"
+        "--edit-start", type=float, help="edit: where the part that is made anew begins, in seconds"
     )
-    p.add_argument("--s-v", type=float, help="guidance of the picture; 1 is off (default 3)")
-    p.add_argument("--s-a", type=float, help="guidance of the sound; 1 is off (default 2)")
+    p.add_argument("--edit-end", type=float, help="edit: where it ends, in seconds")
+    p.add_argument(
+        "--edit", choices=("both", "video", "audio"), help="edit: what is made anew (default both)"
+    )
+    p.add_argument(
+        "--short-side",
+        type=int,
+        help=f"pixels of the shorter side, a multiple of 32 (default {d.short_side})",
+    )
+    p.add_argument("--s-v", type=float, help=f"guidance of the video; 1 is off (default {d.guidance.s_v:g})")
+    p.add_argument("--s-a", type=float, help=f"guidance of the audio; 1 is off (default {d.guidance.s_a:g})")
     p.add_argument("--guidance", choices=("ma-cfg", "cfg", "none"), default="ma-cfg")
-    p.add_argument("--interval", type=float, help="part of the steps that use MA-CFG, then CFG (default 0.5)")
-    p.add_argument("--skip-layer", type=int, help="layer the null pass leaves out; -1: none (default 11)")
-    p.add_argument("--steps", type=int, help="(default 50)")
-    p.add_argument("--shift", type=float, help="(default 5)")
-    p.add_argument("--seed", type=int, default=2025)
+    p.add_argument(
+        "--interval",
+        type=float,
+        help=f"part of the steps that use MA-CFG, then CFG (default {d.guidance.interval:g})",
+    )
+    p.add_argument(
+        "--skip-layer",
+        type=int,
+        help=f"layer the null pass leaves out; -1: none (default {d.guidance.skip_layers[0]})",
+    )
+    p.add_argument("--steps", type=int, help=f"(default {d.steps})")
+    p.add_argument("--shift", type=float, help=f"(default {d.shift:g})")
+    p.add_argument("--seed", type=int, help=f"-1 draws one and prints it (default {d.seed})")
     _add_weights(p)
     p.add_argument("--json", action="store_true", help="print what was made as JSON")
     p.set_defaults(run=_generate)
 
-    p = commands.add_parser("inspect", help="say what a weights file is")
+    p = commands.add_parser("inspect", help="say what a weights file or a folder of them is")
     p.add_argument("file")
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_inspect)
@@ -113,9 +154,15 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_verify)
 
-    p = commands.add_parser("convert", help="one flat safetensors file from a folder or another dtype")
-    p.add_argument("source", help="folder of shards, one file, or a vocoder's folder")
-    p.add_argument("target", help="the .safetensors file to write")
+    p = commands.add_parser(
+        "convert",
+        help="one safetensors file from any part, or ComfyUI's folders from the release",
+        description="Writes one part (model, VAE, text encoder or vocoder, in any form) as one safetensors "
+        "file; with --comfyui all four of the release's folder, where ComfyUI's loaders look.",
+    )
+    p.add_argument("source", help="the release's folder, or a part: folder, shards, one file")
+    p.add_argument("target", nargs="?", help="the .safetensors file to write")
+    p.add_argument("--comfyui", metavar="MODELS", help="ComfyUI's models folder, in place of a target")
     p.add_argument("--dtype", choices=("fp32", "bf16", "fp16", "fp8"), help="default: as in the source")
     p.set_defaults(run=_convert)
 
@@ -135,11 +182,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _modes_with(name: str) -> str:
+    return ", ".join(mode.name for mode in MODES.values() if name in (*mode.needs, *mode.allows))
+
+
 def _add_weights(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--model", help="UniAVGen: folder of shards or one safetensors file")
-    p.add_argument("--vae", help="Wan2.2 VAE: diffusers folder or one safetensors file")
-    p.add_argument("--text-encoder", help="umT5-xxl: transformers folder with its tokenizer")
-    p.add_argument("--vocoder", help="BigVGAN of Qwen2.5-Omni: folder or one safetensors file")
+    p.add_argument(
+        "--model", help="UniAVGen: the release's folder, which gives all parts, or one safetensors file"
+    )
+    p.add_argument("--vae", help="Wan2.2 VAE: Wan2.2_VAE.pth, wan2.2_vae.safetensors or a diffusers folder")
+    p.add_argument(
+        "--text-encoder", help="umT5-xxl: the release's .pth, ComfyUI's .safetensors or a transformers folder"
+    )
+    p.add_argument(
+        "--vocoder", help="BigVGAN of Qwen2.5-Omni: its folder, one file or the shards with token2wav"
+    )
     p.add_argument("--device", help="cuda, cpu, ...; default: the first GPU if there is one")
     p.add_argument("--dtype", choices=DTYPES, help="of the model; default: as in its file")
 
@@ -182,24 +239,31 @@ def _print_json(values: dict) -> None:
 def _generate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from .media import FPS
     from .pipeline import Request, generate
 
     weights = _weights(options)
     settings = weights.settings()
     names = (
-        "mode out text caption image video audio voice voice_text language "
-        "frames prefix_frames short_side steps shift seed"
+        "mode out text caption negative_caption image video audio voice voice_text language "
+        "frames prefix_frames edit_start edit_end edit short_side steps shift seed"
     )
     request = Request(
         guidance=_guidance(options, settings.guidance),
         **{name: getattr(options, name) for name in names.split()},
-    ).completed(settings)
-    bar = tqdm(total=request.steps, unit="step", disable=None, leave=False)
+    )
+    bar = tqdm(total=request.steps or settings.steps, unit="step", disable=None, leave=False)
 
     def on_stage(name: str) -> None:
         if name == "sample":
             bar.reset()  # the time left is that of the steps, not of the loading before them
         bar.set_description(name)
+
+    def on_decoded(done: int, parts: int) -> None:
+        if done == 1:
+            bar.unit = "part"
+            bar.reset(parts)
+        bar.update()
 
     with bar:
         result = generate(
@@ -207,13 +271,14 @@ def _generate(options: argparse.Namespace) -> int:
             weights,
             on_stage=on_stage,
             on_step=lambda done, steps: bar.update(),
+            on_decoded=on_decoded,
         )
     for note in result.notes:
         print(f"uniavgen: {note}", file=sys.stderr)
     if options.json:
         _print_json(result.to_dict())
     else:
-        length = result.frames / 16
+        length = result.frames / FPS
         print(f"{result.out}: {result.width}x{result.height}, {result.frames} frames, {length:.2f} s")
     return 0
 
@@ -227,17 +292,20 @@ def _guidance(options: argparse.Namespace, default: Guidance) -> Guidance:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .weights.checkpoint import inspect
+    from .weights.inspect import inspect
 
     values = inspect(options.file)
     if options.json:
         _print_json(values)
         return 0
-    config = values.pop("config")
-    values["memory"] = {name: f"{size / 1e9:.1f} GB" for name, size in values["memory"].items()}
-    for name, value in values.items():
-        print(f"{name:12} {value if not isinstance(value, dict) else _row(value)}")
-    print(f"{'config':12} {_row(config)}")
+    parts = values.pop("parts", {})
+    for i, part in enumerate((values, *parts.values())):
+        if i:
+            print()
+        if "memory" in part:
+            part["memory"] = {name: f"{size / 1e9:.1f} GB" for name, size in part["memory"].items()}
+        for name, value in part.items():
+            print(f"{name:12} {value if not isinstance(value, dict) else _row(value)}")
     return 0
 
 
@@ -290,16 +358,19 @@ def _cases(file: str) -> Iterator[tuple[str, float]]:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from .media.vocoder import convert_vocoder
-    from .weights.checkpoint import convert, identify
+    from .weights.convert import convert, convert_release
 
-    if identify(options.source).kind == "bigvgan":
-        if options.dtype == "fp8":
-            raise UserError("a vocoder is kept in fp32, bf16 or fp16; choose another --dtype")
-        convert_vocoder(options.source, options.target, _dtype(options.dtype or "fp32"))
-    else:
+    if (options.target is None) == (options.comfyui is None):
+        raise UserError("convert takes one of a target file and --comfyui MODELS; give one of them")
+    if options.comfyui is None:
         convert(options.source, options.target, options.dtype)
-    print(options.target)
+        written, notes = [options.target], []
+    else:
+        written, notes = convert_release(options.source, options.comfyui, options.dtype)
+    for note in notes:
+        print(f"uniavgen: {note}", file=sys.stderr)
+    for path in written:
+        print(path)
     return 0
 
 

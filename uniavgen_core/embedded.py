@@ -16,12 +16,12 @@ import torch
 from .errors import UserError
 from .media import caption, vae, vocoder
 from .media.caption import CaptionEncoder
+from .media.speech import NULLS
 from .media.vae import WanVAE
 from .media.vocoder import GriffinLim, Vocoder
 from .model.config import Config
 from .model.dit import DualBranchDiT
-from .sampling.guidance import Guidance
-from .sampling.sampler import Settings
+from .sampling.defaults import Guidance, SamplingDefaults
 from .weights import checkpoint
 
 PACKAGE = Path(__file__).parent
@@ -56,7 +56,7 @@ def config() -> Config:
     return checkpoint.read_checkpoint(model_file()).config()
 
 
-def settings() -> Settings:
+def settings() -> SamplingDefaults:
     """How the embedded model is run by default.
 
     Raises:
@@ -67,7 +67,12 @@ def settings() -> Settings:
         values = json.loads(file.read_text(encoding="utf-8"))
         skip = () if values["skip_layer"] < 0 else (values["skip_layer"],)
         guidance = Guidance(values["s_v"], values["s_a"], values["interval"], skip)
-        return Settings(guidance, values["steps"], values["shift"], FRAMES, SHORT_SIDE)
+        null = values.get("null_symbols", SamplingDefaults.null_symbols)
+        if null not in NULLS:
+            raise ValueError(f"null_symbols is {null!r}, expected {' or '.join(NULLS)}")
+        return SamplingDefaults(
+            guidance, values["steps"], values["shift"], FRAMES, SHORT_SIDE, null_symbols=null
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: damaged ({error!r}); install the package again") from error
 

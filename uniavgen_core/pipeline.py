@@ -1,46 +1,39 @@
-"""From real files to a finished mp4: the five tasks end to end, without ComfyUI."""
+"""From files to a finished mp4, without ComfyUI: a `Request`, the `Pipeline` that serves it, `generate`."""
 
 from __future__ import annotations
 
 import gc
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import conditioning, embedded
+from .conditioning import MAX_FRAMES, MIN_FRAMES, Edit, Mode, Plan, Task
 from .errors import UserError
-from .media import files, mel, speech
+from .media import FPS, files, mel, speech
 from .media.caption import CaptionEncoder, load_caption_encoder
 from .media.vae import WanVAE, load_vae
 from .media.vocoder import GriffinLim, Vocoder, load_vocoder
 from .model.config import Config
 from .model.dit import DualBranchDiT
 from .model.inputs import TextConditioning
-from .sampling.guidance import Guidance
-from .sampling.sampler import Sample, Settings, sample, schedule
-from .weights.checkpoint import load_model, read_checkpoint
-from .weights.release import find_parts
+from .modes import MODES
+from .sampling.defaults import Guidance, SamplingDefaults
+from .sampling.guidance import speech_features
+from .sampling.sampler import Sample, sample, schedule
+from .weights.checkpoint import load_model
+from .weights.identify import find_parts
+from .weights.inspect import check_parts
 
-MIN_FRAMES = 5
-
-NEEDS = {
-    "joint": {"image"},
-    "reference-voice": {"image", "voice", "voice_text"},
-    "continuation": {"video"},
-    "dubbing": {"video"},
-    "audio-driven": {"image", "audio"},
-}
-ALLOWS = {
-    "continuation": {"voice", "voice_text"},
-    "dubbing": {"voice", "voice_text"},
-}
-INPUTS = ("image", "video", "audio", "voice", "voice_text")
+INPUTS = ("image", "video", "audio", "voice", "voice_text", "prefix_frames", "edit_start", "edit_end", "edit")
 
 
 @dataclass(frozen=True)
@@ -67,15 +60,15 @@ class Weights:
     def embedded(self) -> bool:
         return not (self.model or self.vae or self.text_encoder or self.vocoder)
 
-    def settings(self) -> Settings:
+    def settings(self) -> SamplingDefaults:
         """How the model is run unless the request says otherwise."""
-        return embedded.settings() if self.embedded else Settings()
+        return embedded.settings() if self.embedded else SamplingDefaults()
 
     def check(self) -> Config:
         """Everything that can be known about the files without loading them; the model's sizes.
 
         Raises:
-            UserError: the model's file is missing, damaged or another model; a part is missing.
+            UserError: a part is missing, damaged, incomplete or something else.
         """
         if self.embedded:
             return embedded.config()
@@ -85,15 +78,12 @@ class Weights:
             raise UserError(
                 f"some weights are given but not {names}; give all three, or none for the embedded model"
             )
-        for path in (self.vae, self.text_encoder, self.vocoder):
-            if path and not Path(path).exists():
-                raise UserError(f"{path}: no such file or folder; check the path")
-        return read_checkpoint(self.model).config()
+        return check_parts(self.model, self.vae, self.text_encoder, self.vocoder)
 
     def load_model(self) -> DualBranchDiT:
         if self.embedded:
             return embedded.load_model(self.device, self.dtype)
-        return load_model(self.model, self.device, self.dtype)
+        return load_model(self.model, self.device, self.dtype, keep_fp8=True)
 
     def load_vae(self) -> WanVAE:
         return embedded.load_vae(self.device) if self.embedded else load_vae(self.vae, self.device)
@@ -111,18 +101,21 @@ class Weights:
 
 @dataclass(frozen=True)
 class Request:
-    """One clip to make. Paths are files; which of them a mode needs is in `NEEDS` and `ALLOWS`.
+    """One clip to make. Paths are files; which of them a mode needs and allows stands in `modes.MODES`.
 
     `text`: what is said in the whole clip; `voice_text`: the transcript of `voice`.
-    `frames` (4n + 1 at 16 fps), `short_side` (a multiple of 32), `guidance`, `steps` and `shift` default to
-    the `Weights.settings` of the weights.
+    `frames` (4n + 1 at 16 fps): the length, where no input decides it, else the longest that is wanted.
+    `short_side` (a multiple of 32), `guidance`, `steps`, `shift` and `seed` default to the
+    `Weights.settings` of the weights; seed -1 draws one.
     `prefix_frames`: how many frames of a video a continuation keeps, by default half the clip.
+    `edit_start`, `edit_end` in seconds, `edit` ("both", "video", "audio"): what edit makes anew.
     """
 
     mode: str
     out: str
     text: str
     caption: str = ""
+    negative_caption: str = ""
     image: str | None = None
     video: str | None = None
     audio: str | None = None
@@ -131,70 +124,354 @@ class Request:
     language: str = "en"
     frames: int | None = None
     prefix_frames: int | None = None
+    edit_start: float | None = None
+    edit_end: float | None = None
+    edit: str | None = None
     short_side: int | None = None
     guidance: Guidance | None = None
     steps: int | None = None
     shift: float | None = None
-    seed: int = 2025
+    seed: int | None = None
 
-    def completed(self, settings: Settings) -> Request:
-        """The same request with the model's settings where it has none of its own."""
-        return replace(self, **{k: v for k, v in vars(settings).items() if getattr(self, k) is None})
-
-    def check(self) -> None:
-        """Of a completed request, before any file is read.
+    def completed(self, defaults: SamplingDefaults) -> CompletedRequest:
+        """The request with the model's defaults where it has no values of its own, before any file is read.
 
         Raises:
             UserError: something is missing, superfluous or out of range.
         """
-        if self.mode not in conditioning.MODES:
-            raise UserError(f"mode {self.mode!r} is unknown; choose one of {', '.join(conditioning.MODES)}")
-        given = {name for name in INPUTS if getattr(self, name)}
+        if self.mode not in MODES:
+            raise UserError(f"mode {self.mode!r} is unknown; choose one of {', '.join(MODES)}")
+        mode = MODES[self.mode]
+        self._check_inputs(mode)
+
+        def chosen(name: str):
+            value = getattr(self, name)
+            return getattr(defaults, name) if value is None else value
+
+        seed, notes = chosen("seed"), []
+        if seed == -1:
+            seed = random.SystemRandom().randrange(2**32)
+            notes.append(f"seed {seed} was drawn")
+        frames = defaults.frames if mode.length == "frames" else MAX_FRAMES
+        done = CompletedRequest(
+            self,
+            mode,
+            frames=frames if self.frames is None else self.frames,
+            short_side=chosen("short_side"),
+            guidance=chosen("guidance"),
+            steps=chosen("steps"),
+            shift=chosen("shift"),
+            seed=seed,
+            defaults=defaults,
+            notes=notes,
+        )
+        done.check()
+        return done
+
+    def _check_inputs(self, mode: Mode) -> None:
+        given = {name for name in (*INPUTS, "frames") if getattr(self, name) not in (None, "")}
         for name in INPUTS:
             flag = "--" + name.replace("_", "-")
-            if name in NEEDS[self.mode] - given:
-                raise UserError(f"mode {self.mode} needs {flag}")
-            if name in given - NEEDS[self.mode] - ALLOWS.get(self.mode, set()):
+            if name in mode.needs and name not in given:
+                raise UserError(f"mode {mode.name} needs {flag}")
+            if name in given - {*mode.needs, *mode.allows}:
                 raise UserError(
-                    f"mode {self.mode} has no use for {flag}; leave it out or choose another mode"
+                    f"mode {mode.name} has no use for {flag}; leave it out or choose another mode"
                 )
+        if "frames" in given and "frames" not in mode.allows:
+            raise UserError(f"mode {mode.name} keeps the whole video; leave --frames out")
         if ("voice" in given) != ("voice_text" in given):
             raise UserError("--voice and --voice-text belong together: give the clip and what is said in it")
+
+
+@dataclass(frozen=True)
+class CompletedRequest:
+    """A checked request with nothing left open; `frames` is a maximum where an input decides the length."""
+
+    request: Request
+    mode: Mode
+    frames: int
+    short_side: int
+    guidance: Guidance
+    steps: int
+    shift: float
+    seed: int
+    defaults: SamplingDefaults
+    notes: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises UserError where a value is out of range."""
         if self.frames < MIN_FRAMES:
             raise UserError(f"--frames is {self.frames}; use 4n + 1, at least {MIN_FRAMES}")
         conditioning.latent_frames(self.frames)
         files.size_for(1, 1, self.short_side)
-        if self.prefix_frames is not None:
-            conditioning.latent_frames(self.prefix_frames)
+        if self.request.prefix_frames is not None:
+            conditioning.latent_frames(self.request.prefix_frames)
         for name in ("s_v", "s_a"):
             if not 0 <= getattr(self.guidance, name) <= 100:
                 raise UserError(f"{name} is {getattr(self.guidance, name)}; use 0 to 100, such as 2")
         if not 0 <= self.guidance.interval <= 1:
             raise UserError(f"the MA-CFG interval is {self.guidance.interval}; use 0 (never) to 1 (always)")
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"the seed is {self.seed}; use a whole number from 0 to {2**63 - 1}")
+            raise UserError(
+                f"the seed is {self.seed}; use a whole number from 0 to {2**63 - 1}, or -1 to draw one"
+            )
         if self.shift == math.inf:
             raise UserError("shift is inf; use a finite one, such as 5")
         schedule(self.steps, self.shift)
-        files.check_output(self.out)
+        files.check_output(self.request.out)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Inputs:
-    """What the files hold, cut and converted: nothing of a model has run yet."""
+    """What the files hold, cut and converted: nothing of a model has run yet.
 
+    `frames` uint8 `[F, H, W, 3]`: the reference image, or the source video; `image` `[1, H, W, 3]`: a
+    reference image beside a video; `audio` `[n]` at 24 kHz: the source audio.
+    """
+
+    plan: Plan
     size: tuple[int, int]  # width, height
-    frames: int
     symbols: list[int]
     null_symbols: list[int]
-    picture: Tensor  # uint8 [F, H, W, 3]: the reference image or the known frames
-    sound: Tensor | None = None  # [n] 24 kHz: the known sound
-    voice: Tensor | None = None
-    notes: list[str] = field(default_factory=list)
+    frames: Tensor
+    image: Tensor | None
+    audio: Tensor | None
+    notes: list[str]
 
-    @property
-    def mels(self) -> int:
-        return conditioning.mel_frames(self.frames)
+
+def read_inputs(completed: CompletedRequest, as_said: Callable[[str], str] = str) -> Inputs:
+    """Reads and checks every file and text of a request.
+
+    `as_said`: English as the model learnt to write it.
+
+    Raises:
+        UserError: as the functions of `media` and `conditioning.plan`.
+    """
+    request, mode = completed.request, completed.mode
+    text, voice_text = request.text, request.voice_text or ""
+    if request.language == "en":
+        text, voice_text = as_said(text), as_said(voice_text)
+    symbols = speech.symbol_ids(text, request.language, voice_text)
+    null_symbols = speech.null_symbol_ids(request.language, voice_text, completed.defaults.null_symbols)
+    notes = list(completed.notes)
+    unknown = speech.unknown_symbols(request.text, request.language)
+    if unknown:
+        notes.append(f"the model cannot say {' '.join(unknown)}; these are passed over")
+
+    audio = None
+    if request.video:
+        video = files.read_video(request.video, max_seconds=completed.frames / FPS, fps=FPS)
+        frames = video.frames
+        if mode.audio != "nothing":
+            if video.audio is None:
+                raise UserError(f"{request.video}: has no sound; choose a video with sound")
+            audio = mel.prepare_audio(*video.audio)
+    else:
+        frames = files.read_image(request.image or "")[None]
+    if request.audio:
+        audio = mel.prepare_audio(*files.read_audio(request.audio))
+    voice = mel.prepare_audio(*files.read_audio(request.voice)) if request.voice else None
+    edit = None
+    if request.edit_start is not None and request.edit_end is not None:
+        edit = Edit(request.edit_start, request.edit_end, request.edit or "both")
+    plan = conditioning.plan(
+        mode.name,
+        completed.frames,
+        given_frames=len(frames),
+        audio=audio,
+        voice=voice,
+        prefix_frames=request.prefix_frames,
+        edit=edit,
+    )
+    notes += plan.notes
+    if plan.frames > completed.defaults.frames:
+        notes.append(f"the model was made for {completed.defaults.frames} frames, the clip has {plan.frames}")
+
+    given_width, given_height = frames.shape[2], frames.shape[1]
+    width, height = files.size_for(given_width, given_height, completed.short_side)
+    if (width, height) != (given_width, given_height):
+        notes.append(f"picture {given_width}x{given_height} fitted to {width}x{height}")
+    image = None
+    if request.video and request.image:
+        image = files.fit_image(files.read_image(request.image)[None], width, height)
+    frames = files.fit_image(frames[: plan.given_frames], width, height)
+    return Inputs(plan, (width, height), symbols, null_symbols, frames, image, audio, notes)
+
+
+class _Movable(Protocol):
+    def to(self, device: torch.device, /) -> object: ...
+
+
+T = TypeVar("T", bound=_Movable)
+
+
+class Part(Generic[T]):
+    """One of the four parts, loaded when it is first asked for.
+
+    Args:
+        load: makes the part.
+        parked: whether it is on the device only while it is used, and on the CPU in between.
+        keep: whether it stays when it is released, for callers that make many clips.
+    """
+
+    def __init__(self, load: Callable[[], T], device: torch.device, parked: bool, keep: bool):
+        self._load, self._device, self._parked, self._keep = load, device, parked, keep
+        self._part: T | None = None
+
+    def get(self) -> T:
+        """The part where it is; loads it if need be."""
+        if self._part is None:
+            self._part = self._load()
+        return self._part
+
+    @contextmanager
+    def used(self) -> Iterator[T]:
+        """The part on the device."""
+        part = self.get()
+        part.to(self._device)
+        try:
+            yield part
+        finally:
+            if self._parked:
+                part.to(torch.device("cpu"))
+
+    def release(self) -> None:
+        """Forgets the part unless it is kept; it is loaded again when asked for."""
+        if not self._keep:
+            self._part = None
+            gc.collect()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+class Pipeline:
+    """Model, VAE, text encoder and vocoder: the one assembly that makes clips of tasks.
+
+    Used by `generate`, the evaluation, the benchmark and the previews of a training. Each part is loaded for
+    its stage; while the model samples, the others are not on the device unless they are kept there.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], DualBranchDiT],
+        vae: Callable[[], WanVAE],
+        text_encoder: Callable[[], CaptionEncoder],
+        vocoder: Callable[[], Vocoder | GriffinLim],
+        config: Config,
+        device: torch.device | str = "cpu",
+        keep: bool = False,
+        defaults: SamplingDefaults | None = None,
+    ):
+        self.device, self.config = torch.device(device), config
+        self.defaults = defaults or SamplingDefaults()
+        self.model = Part(model, self.device, parked=False, keep=keep)
+        self.vae = Part(vae, self.device, parked=not keep, keep=keep)
+        self.text_encoder = Part(text_encoder, self.device, parked=False, keep=keep)
+        self.vocoder = Part(vocoder, self.device, parked=not keep, keep=keep)
+
+    @classmethod
+    def load(cls, weights: Weights, keep: bool = False) -> Pipeline:
+        """Of the parts of `weights`, which are loaded when they are used.
+
+        Raises:
+            UserError: as `Weights.check`.
+        """
+        config = weights.check()
+        waiting = weights if keep else replace(weights, device="cpu")  # on the CPU until their stage
+        return cls(
+            weights.load_model,
+            waiting.load_vae,
+            weights.load_caption_encoder,
+            waiting.load_vocoder,
+            config,
+            weights.device,
+            keep,
+            weights.settings(),
+        )
+
+    @classmethod
+    def of(
+        cls,
+        model: DualBranchDiT,
+        vae: WanVAE,
+        text_encoder: CaptionEncoder | None,
+        vocoder: Vocoder | GriffinLim,
+        device: torch.device | str | None = None,
+        defaults: SamplingDefaults | None = None,
+    ) -> Pipeline:
+        """Of parts that are there already and stay where they are."""
+
+        def no_encoder() -> CaptionEncoder:
+            raise UserError("this pipeline has no text encoder; give caption states")
+
+        return cls(
+            lambda: model,
+            lambda: vae,
+            (lambda: text_encoder) if text_encoder is not None else no_encoder,
+            lambda: vocoder,
+            model.config,
+            model.audio_padding.device if device is None else device,
+            keep=True,
+            defaults=defaults,
+        )
+
+    def encode_captions(self, captions: list[str]) -> tuple[Tensor, list[str]]:
+        """Caption states `[B, N, caption_dim]` on the device, and a note where one is too long.
+
+        Raises:
+            UserError: the text encoder is of another width than the model takes.
+        """
+        with self.text_encoder.used() as encoder:
+            if encoder.dim != self.config.caption_dim:
+                raise UserError(
+                    f"the text encoder gives {encoder.dim} channels, the model takes "
+                    f"{self.config.caption_dim}; choose the umT5 that belongs to it"
+                )
+            states = encoder(captions).to(self.device)
+        longest = self.config.caption_length
+        if states.shape[1] <= longest:
+            return states, []
+        note = f"the caption has {states.shape[1]} tokens, the model reads the first {longest}"
+        return states[:, :longest], [note]
+
+    def encode_speech(self, symbols: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Rows of symbol ids -> features of the speech encoder `[B, N, dim]` and their lengths `[B]`."""
+        rows = [torch.tensor(ids) for ids in symbols]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=speech.FILLER)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        with self.model.used() as model:
+            return speech_features(model.text_embedding, padded.to(self.device), lengths), lengths
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """uint8 `[F, H, W, 3]` -> normalised latent `[1, C, T, H/16, W/16]` on the device."""
+        with self.vae.used() as vae:
+            return vae.encode(files.to_float(frames)[None].to(self.device))
+
+    def sample(
+        self,
+        task: Task,
+        positive: TextConditioning,
+        negative: TextConditioning,
+        guidance: Guidance,
+        steps: int,
+        shift: float,
+        seed: int = SamplingDefaults.seed,
+        **options: Any,
+    ) -> Sample:
+        """One sampling run; `options`: others of `sampling.sampler.sample`."""
+        with self.model.used() as model:
+            return sample(model, task, positive, negative, guidance, steps, shift, seed, **options)
+
+    def decode_video(self, latent: Tensor, on_frame: Callable[[int, int], None] | None = None) -> Tensor:
+        """`[1, C, T, h, w]` -> uint8 `[F, H, W, 3]` on the CPU; `on_frame(done, T)` by latent frame."""
+        with self.vae.used() as vae:
+            return files.to_uint8(vae.decode(latent.to(self.device), on_frame)[0])
+
+    def decode_audio(self, latent: Tensor, on_part: Callable[[int, int], None] | None = None) -> Tensor:
+        """`[B, L, 80]` -> waveforms `[B, n]` at 24 kHz on the CPU; `on_part(done, parts)` by stage."""
+        with self.vocoder.used() as vocoder:
+            return vocoder(mel.latent_to_mel(latent.to(self.device)), on_part).cpu()
 
 
 @dataclass
@@ -216,79 +493,40 @@ class Result:
     def to_dict(self) -> dict:
         """JSON-ready: everything but the latents."""
         values = {k: v for k, v in self.__dict__.items() if k != "sample"}
-        return {**values, "fps": conditioning.FPS, "sample_rate": mel.SAMPLE_RATE}
+        return {**values, "fps": FPS, "sample_rate": mel.SAMPLE_RATE}
 
 
-def read_inputs(request: Request, as_said: Callable[[str], str] = str) -> Inputs:
-    """Reads and checks every file and text of a completed request.
+def prepare_task(pipeline: Pipeline, inputs: Inputs) -> Task:
+    """The task of a request's inputs: its frames through the VAE, on the pipeline's device."""
+    video = pipeline.encode_frames(inputs.frames)
+    image = None if inputs.image is None else pipeline.encode_frames(inputs.image)
+    return inputs.plan.task(video, pipeline.config.variant, image)
 
-    Its `frames` are the length to make where the files do not decide it, and the most that is used of them.
-    `as_said`: English as the model learnt to write it.
 
-    Raises:
-        UserError: as the functions of `media`, `mel` and `speech`, or files too short for the task.
+def finished(
+    pipeline: Pipeline,
+    task: Task,
+    inputs: Inputs,
+    sampled: Sample,
+    on_decoded: Callable[[int, int], None] = lambda done, parts: None,
+) -> tuple[Tensor, Tensor]:
+    """Frames uint8 `[F, H, W, 3]` and waveform `[n]` of a sampled clip.
+
+    Conditioned frames of a source video and conditioned samples of a recording are those of the source.
     """
-    frames = request.frames
-    text, voice_text = request.text, request.voice_text or ""
-    if request.language == "en":
-        text, voice_text = as_said(text), as_said(voice_text)
-    symbols = speech.symbol_ids(text, request.language, voice_text)
-    null_symbols = speech.null_symbol_ids(request.language, voice_text)
-    notes = []
-    unknown = speech.unknown_symbols(request.text, request.language)
-    if unknown:
-        notes.append(f"the model cannot say {' '.join(unknown)}; these are passed over")
-
-    if request.mode in ("joint", "reference-voice", "audio-driven"):
-        picture, sound = files.read_image(request.image)[None], None
-        if request.mode == "audio-driven":
-            sound = mel.prepare_audio(*files.read_audio(request.audio), require_sound=True)
-            available = conditioning.frames_for_mels(len(sound) // mel.HOP)
-            frames = _shorten("audio", frames, available, len(sound) / mel.SAMPLE_RATE, notes)
-            sound = sound[: conditioning.mel_frames(frames) * mel.HOP]
+    from_video = MODES[inputs.plan.mode].takes_video
+    if from_video and task.conditioned_video.all():
+        frames = inputs.frames
     else:
-        video = files.read_video(request.video, max_seconds=frames / conditioning.FPS, fps=conditioning.FPS)
-        picture, sound = video.frames, None
-        snapped = conditioning.snap_frames(len(picture))
-        if request.mode == "dubbing":
-            frames = _shorten("video", frames, snapped, len(picture) / conditioning.FPS, notes)
-            picture = picture[:frames]
-        else:
-            known = request.prefix_frames or min(snapped, conditioning.snap_frames(frames // 2 + 1))
-            if known > snapped or known >= frames:
-                raise UserError(
-                    f"{request.video}: {known} of its {len(picture)} frames (16 fps) cannot open a clip of "
-                    f"{frames} frames; set --prefix-frames below both"
-                )
-            if video.audio is None:
-                raise UserError(f"{request.video}: has no sound to go on from; choose a video with sound")
-            picture = picture[:known]
-            sound = mel.fit_length(mel.prepare_audio(*video.audio), conditioning.mel_frames(known) * mel.HOP)
-            notes.append(f"the first {known} frames ({known / conditioning.FPS:.2f} s) of the video are kept")
-
-    width, height = files.size_for(picture.shape[2], picture.shape[1], request.short_side)
-    if (width, height) != (picture.shape[2], picture.shape[1]):
-        notes.append(f"picture {picture.shape[2]}x{picture.shape[1]} fitted to {width}x{height}")
-    voice = None
-    if request.voice:
-        voice = mel.prepare_audio(*files.read_audio(request.voice), require_sound=True)
-        mel.check_voice_length(voice, request.voice)
-        voice = mel.reference_voice(voice)
-    picture = files.fit_image(picture, width, height)
-    return Inputs((width, height), frames, symbols, null_symbols, picture, sound, voice, notes)
-
-
-def _shorten(what: str, wanted: int, available: int, seconds: float, notes: list[str]) -> int:
-    if available < MIN_FRAMES:
-        raise UserError(
-            f"the {what} lasts {seconds:.3f} s; the shortest clip is {MIN_FRAMES} frames "
-            f"({MIN_FRAMES / conditioning.FPS:.4f} s), give a longer one"
-        )
-    frames = min(wanted, available)
-    notes.append(
-        f"{frames} frames ({frames / conditioning.FPS:.2f} s) of the {what} ({seconds:.2f} s) are used"
-    )
-    return frames
+        frames = pipeline.decode_video(sampled.video, on_decoded)
+        if from_video:
+            frames = conditioning.keep_frames(frames, inputs.frames, task.conditioned_video)
+    if inputs.audio is not None and task.conditioned_audio.all():
+        return frames, inputs.audio
+    waveform = pipeline.decode_audio(sampled.audio, on_decoded)[0]
+    if inputs.audio is not None:
+        waveform = conditioning.keep_audio(waveform, inputs.audio, task.conditioned_audio)
+    return frames, waveform
 
 
 def generate(
@@ -297,22 +535,22 @@ def generate(
     on_stage: Callable[[str], None] = lambda name: None,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
     cancelled: Callable[[], bool] = lambda: False,
+    on_decoded: Callable[[int, int], None] = lambda done, parts: None,
 ) -> Result:
     """Make one clip and write it. Everything that can be wrong is looked at before the first model is loaded.
 
+    What is conditioned and stems from a file comes back from that file, not through VAE and vocoder.
+
     Raises:
-        UserError: see `Request.check`, `Weights.check`, `read_inputs` and the loaders.
+        UserError: see `Request.completed`, `Weights.check`, `read_inputs` and the loaders.
     """
-    request = request.completed(weights.settings())
-    request.check()
-    config = weights.check()
-    guidance = request.guidance.for_layers(config.layers)
+    completed = request.completed(weights.settings())
+    pipeline = Pipeline.load(weights)
+    guidance = completed.guidance.for_layers(pipeline.config.layers)
+    inputs = read_inputs(completed, embedded.plain if weights.embedded else str)
+    notes = inputs.notes
     if weights.embedded:
-        inputs = read_inputs(request, embedded.plain)
-        inputs.notes[:0] = [f"no weights given: this is {embedded.NOTICE}", *embedded.warnings(request.text)]
-    else:
-        inputs = read_inputs(request)
-    device = torch.device(weights.device)
+        notes[:0] = [f"no weights given: this is {embedded.NOTICE}", *embedded.warnings(request.text)]
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -323,96 +561,47 @@ def generate(
         seconds[name] = round(time.perf_counter() - start, 3)
 
     with torch.inference_mode():
-        with stage("decoders"):
-            vocoder, vae = weights.load_vocoder(), weights.load_vae()
+        with stage("decoders"):  # their faults show before the sampling, not after it
+            pipeline.vocoder.get()
+            pipeline.vae.get()
         with stage("caption"):
-            encoder = weights.load_caption_encoder()
-            if encoder.dim != config.caption_dim:
-                raise UserError(
-                    f"the text encoder gives {encoder.dim} channels, the model takes {config.caption_dim}; "
-                    "choose the umT5 that belongs to it"
-                )
-            caption, null_caption = encoder([request.caption]), encoder([""])
-            if caption.shape[1] > config.caption_length:
-                inputs.notes.append(
-                    f"the caption has {caption.shape[1]} tokens, the model reads the first "
-                    f"{config.caption_length}"
-                )
-                caption = caption[:, : config.caption_length]
-            del encoder
-            gc.collect()
+            captions = []
+            for text in (request.caption, request.negative_caption):
+                states, too_long = pipeline.encode_captions([text])
+                captions.append(states)
+                notes += too_long
+            pipeline.text_encoder.release()
         with stage("encode"):
-            video = vae.encode(_to_signed(inputs.picture).to(device))
+            task = prepare_task(pipeline, inputs)
         with stage("load"):
-            model = weights.load_model()
-            texts = [
-                TextConditioning(states.to(device), model.text_embedding(torch.tensor([ids], device=device)))
-                for states, ids in ((caption, inputs.symbols), (null_caption, inputs.null_symbols))
-            ]
-            task = _task(request.mode, inputs, video, model.config.variant, device)
+            pipeline.model.get()
         with stage("sample"):
-            out = sample(
-                model,
+            features = [pipeline.encode_speech([ids])[0] for ids in (inputs.symbols, inputs.null_symbols)]
+            out = pipeline.sample(
                 task,
-                *texts,
+                *map(TextConditioning, captions, features),
                 guidance,
-                request.steps,
-                request.shift,
-                request.seed,
+                completed.steps,
+                completed.shift,
+                completed.seed,
                 on_step=on_step,
                 cancelled=cancelled,
             )
-            del model
-            gc.collect()
+            pipeline.model.release()
         with stage("decode"):
-            if request.mode == "dubbing":
-                pictures = inputs.picture
-            else:
-                pictures = _to_bytes(vae.decode(out.video))
-            if request.mode == "audio-driven":
-                waveform = inputs.sound
-            else:
-                waveform = vocoder(mel.latent_to_mel(out.audio))[0]
+            frames, waveform = finished(pipeline, task, inputs, out, on_decoded)
         with stage("write"):
-            files.write_mp4(request.out, pictures, conditioning.FPS, waveform, mel.SAMPLE_RATE)
+            files.write_mp4(request.out, frames, FPS, waveform, mel.SAMPLE_RATE)
     return Result(
         out=str(Path(request.out).absolute()),
         mode=request.mode,
         width=inputs.size[0],
         height=inputs.size[1],
-        frames=inputs.frames,
-        samples=round(inputs.frames / conditioning.FPS * mel.SAMPLE_RATE),
-        seed=request.seed,
+        frames=inputs.plan.frames,
+        samples=round(inputs.plan.frames / FPS * mel.SAMPLE_RATE),
+        seed=completed.seed,
         embedded=weights.embedded,
-        notes=inputs.notes,
+        notes=notes,
         seconds=seconds,
         sample=out,
     )
-
-
-def _task(mode: str, inputs: Inputs, video: Tensor, variant: str, device: torch.device) -> conditioning.Task:
-    frames, mels = conditioning.latent_frames(inputs.frames), inputs.mels
-
-    def latent(waveform: Tensor) -> Tensor:
-        return mel.sound_latent(waveform)[None].to(device)  # [1, L, 80]
-
-    voice = None if inputs.voice is None else latent(inputs.voice)
-    if mode == "joint":
-        return conditioning.joint(video, frames, mels)
-    if mode == "reference-voice":
-        return conditioning.reference_voice(video, voice, frames, mels, variant)
-    if mode == "continuation":
-        return conditioning.continuation(video, latent(inputs.sound), frames, mels, voice)
-    if mode == "dubbing":
-        return conditioning.dubbing(video, mels, voice)
-    return conditioning.audio_driven(video, latent(mel.peak_normalise(inputs.sound)), frames)
-
-
-def _to_signed(pictures: Tensor) -> Tensor:
-    """uint8 `[F, H, W, 3]` -> `[1, 3, F, H, W]` in -1..1."""
-    return pictures.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-
-
-def _to_bytes(video: Tensor) -> Tensor:
-    """The inverse of `_to_signed`."""
-    return ((video[0].permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .conditioning import Task
+from .conditioning import Anew, Span, Task, condition
 from .errors import UserError
 from .media.mel import log_mel, mel_to_latent
 from .media.speech import null_symbol_ids, symbol_ids
@@ -24,7 +25,8 @@ from .model.config import Config
 from .model.dit import DualBranchDiT
 from .model.inputs import ActiveParts, Conditioned, References, TextConditioning
 from .model.variants import align
-from .sampling.guidance import Guidance, GuidedModel
+from .sampling.defaults import Guidance
+from .sampling.guidance import GuidedModel
 from .sampling.sampler import integrate, schedule
 
 TOLERANCE = 1e-4
@@ -108,12 +110,20 @@ def _model_cases(values: dict[str, Tensor], description: Path) -> Iterator[Case]
         return TextConditioning(given[caption], model.text_embedding(given[speech]))
 
     def task(case: dict, reference_voice: bool, v2a: bool) -> Task:
-        known_video, known_audio = torch.arange(frames) < case["vcond"], torch.arange(mels) < case["acond"]
-        clean = torch.zeros_like(given["video"])
-        clean[:, :, known_video] = named(case["cond_video"])[:, :, : case["vcond"]]
-        reference_mel = given["ref_audio"] if reference_voice else None
-        clean_audio = given.get("cond_audio", torch.zeros_like(given["audio"]))
-        return Task(given["ref_image"], clean, known_video, clean_audio, known_audio, reference_mel, v2a)
+        n_v, n_a = case["vcond"], case["acond"]
+        audio = given["cond_audio"][:, :n_a] if n_a else None
+        made = condition(
+            "continuation",  # any beginning of the two latents, none too
+            named(case["cond_video"])[:, :, :n_v],
+            audio,
+            frames,
+            mels,
+            anew=Anew(Span(n_v, frames), Span(n_a, mels)),
+            reference_image=given["ref_image"],
+            reference_mel=given["ref_audio"] if reference_voice else None,
+            bands=given["audio"].shape[2],
+        )
+        return replace(made, v2a=v2a)
 
     if "plan.a2v_index" in values:
         window = align(model.config, frames, mels).window
@@ -125,14 +135,14 @@ def _model_cases(values: dict[str, Tensor], description: Path) -> Iterator[Case]
                 not case.get("zero_con", False) and not case.get(f"no_{way}", False) for way in ("a2v", "v2a")
             )
             given_task = task(case, case.get("ref_audio", False), v2a)
-            video, audio = given_task.known(given["video"], given["audio"])
+            video, audio = given_task.apply(given["video"], given["audio"])
             out = model(
                 video,
                 audio,
                 torch.tensor([case["t"]], dtype=torch.float32),
                 texts(case["caption"], case["text"]),
                 References(given_task.reference_image, given_task.reference_mel),
-                Conditioned(given_task.known_video, given_task.known_audio),
+                Conditioned(given_task.conditioned_video, given_task.conditioned_audio),
                 ActiveParts(a2v, v2a, _skipped(case)),
             )
             yield Case(f"{name}.video", relative_error(out.video[0], values[f"out.{name}.video"]))

@@ -86,12 +86,12 @@ FOLLOWERS = {"sampler", "split", "frames", "sound", "mux", "saved"}
 
 
 def clip(mode: str = "joint", steps: int = 2, frames: int = 5) -> dict:
-    """A whole clip of one of the five modes; small and short."""
+    """A whole clip of one of the modes; small and short."""
     graph = parts()
-    if mode in ("continuation", "dubbing"):
+    if mode in ("continuation", "dubbing", "edit"):
         graph["picture"] = given("5 frames")
     if mode != "joint":
-        heard = "sound of 5 frames" if mode == "continuation" else "voice"
+        heard = "sound of 5 frames" if mode in ("continuation", "edit") else "voice"
         graph |= {"heard": given(heard), "mel": node("UniAVGenMelEncode", audio=["heard", 0])}
     if mode == "reference-voice":
         graph["words"]["inputs"]["transcript"] = "one two"
@@ -101,6 +101,7 @@ def clip(mode: str = "joint", steps: int = 2, frames: int = 5) -> dict:
         "continuation": lambda: task("UniAVGenContinuation", mel=["mel", 0], frames=max(frames, 9)),
         "dubbing": lambda: task("UniAVGenDubbing"),
         "audio-driven": lambda: task("UniAVGenAudioDriven", mel=["mel", 0]),
+        "edit": lambda: task("UniAVGenEdit", mel=["mel", 0], start=0.1, end=0.25, edit="both"),
     }[mode]()
     return graph | sampler(steps) | outcome()
 

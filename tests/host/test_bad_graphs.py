@@ -119,16 +119,18 @@ FIELDS = [
     value("words.language", "fr", "language", "not in"),
     value("words.transcript", "hello there", "transcript", "no reference voice", "connect reference_voice"),
     value("words.transcript", "", "no transcript", "write what the voice says", mode="reference-voice"),
-    value("task.frames", 5, "frames is 5", "already has 5", "make frames larger", mode="continuation"),
+    value(
+        "task.frames", 5, "5 of the video's 5 frames", "clip of 5", "make frames larger", mode="continuation"
+    ),
 ]
 
 SOUNDS = [
-    socket("mel.audio", "silence", "reference_voice is silent", "someone speaks", mode="reference-voice"),
-    socket("mel.audio", "silence", "mel is silent", "someone speaks", mode="audio-driven"),
+    socket("mel.audio", "silence", "the reference voice is silent", "someone speaks", mode="reference-voice"),
+    socket("mel.audio", "silence", "the audio is silent", "someone speaks", mode="audio-driven"),
     socket("mel.audio", "NaN sound", "1 of 24000 samples are NaN", "undamaged", mode="audio-driven"),
     socket("mel.audio", "1 sample", "1 samples", "longer clip", mode="audio-driven"),
     socket("mel.audio", "10 ms", "240 samples", "longer clip", mode="reference-voice"),
-    socket("mel.audio", "100 ms", "mel lasts 0.10 s", "longer clip", mode="audio-driven"),
+    socket("mel.audio", "100 ms", "audio lasts 0.100 s", "longer one", mode="audio-driven"),
     socket("mel.audio", "no samples", "no samples", "clip that is not empty", mode="audio-driven"),
     socket("mel.audio", "no channels", "no samples", "clip that is not empty", mode="audio-driven"),
     socket("mel.audio", "no clip", "audio is [0, 1, 24000]", "use an AUDIO", mode="audio-driven"),
@@ -139,7 +141,7 @@ SOUNDS = [
     Bad(
         "9 frames of video but 0.1 s of sound",
         {"picture.name": "9 frames", "heard.name": "100 ms", "task.frames": 13},
-        ("mel lasts 0.10 s", "video 0.56 s", "sound of the same clip"),
+        ("audio lasts 0.10 s", "video that is kept 0.56 s", "audio of the same clip"),
         "continuation",
     ),
     socket("mux.audio", "no samples", "audio is [1, 1, 0]", "use an AUDIO"),
@@ -159,7 +161,7 @@ PICTURES = [
     socket("mux.images", "NaN picture", "images has pixels", "undamaged"),
     socket("mux.images", "no picture", "images is [0, 64, 64, 3]", "use an IMAGE"),
     socket("picture.name", "picture", "video is one picture", "UniAVGen Joint", mode="continuation"),
-    socket("picture.name", "picture", "video is one picture", "dubbed", mode="dubbing"),
+    socket("picture.name", "picture", "video is one picture", "UniAVGen Joint", mode="dubbing"),
     link("video.vae", ["wrong", 0], "vae has 3 latent channels", "wan2.2_vae.safetensors", extra=PIXEL_VAE),
 ]
 PICTURES = [
@@ -287,7 +289,7 @@ MODELS = [
     Bad(
         "a vocoder that is not there",
         {"vocoder.vocoder_name": "no.safetensors", "sound.vocoder": ["vocoder", 0]},
-        ("vocoder_name 'no.safetensors'", "download it from huggingface.co/Qwen/Qwen2.5-Omni-7B"),
+        ("vocoder_name 'no.safetensors'", "download it from huggingface.co/MCG-NJU/UniAVGen"),
         extra=VOCODER,
     ),
     Bad(

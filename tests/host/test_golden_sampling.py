@@ -42,9 +42,9 @@ def prepared(golden, name: str) -> SimpleNamespace:
     task = module("uniavgen_core.conditioning").Task(
         reference_image=raw(given["ref_image"]),
         clean_video=raw(clean),
-        known_video=torch.arange(clean.shape[2]) < case["vcond"],
+        conditioned_video=torch.arange(clean.shape[2]) < case["vcond"],
         clean_audio=given["cond_audio"],
-        known_audio=torch.arange(given["audio"].shape[1]) < case["acond"],
+        conditioned_audio=torch.arange(given["audio"].shape[1]) < case["acond"],
         reference_mel=given["ref_audio"] if name == "ref_voice" else None,
     )
     encode = golden.core.text_embedding
@@ -89,7 +89,7 @@ def test_the_guider_reproduces_the_golden_runs_of_the_public_model(golden, name)
     relative_error = golden.module("uniavgen_core.verify").relative_error
     video, audio = sampled(golden, run)
     video, audio = golden.model.model.latent_format.process_in(video), audio.transpose(1, 2)
-    made_video, made_audio = ~run.task.known_video, ~run.task.known_audio
+    made_video, made_audio = ~run.task.conditioned_video, ~run.task.conditioned_audio
     wanted = [golden.values[f"samp.{name}.{branch}"] for branch in ("video", "audio")]
     if made_video.any():
         assert relative_error(video[:, :, made_video], wanted[0][:, :, made_video]) < 1e-5
@@ -99,18 +99,23 @@ def test_the_guider_reproduces_the_golden_runs_of_the_public_model(golden, name)
 
 def every_task(tasks, variant: str) -> dict:
     generator = torch.Generator().manual_seed(4)
-    image, clip, mel, voice = (
+    image, clip, mel, voice, whole = (
         torch.randn(shape, generator=generator)
-        for shape in ((1, 48, 1, 4, 6), (1, 48, 4, 4, 6), (1, 61, 80), (1, 17, 80))
+        for shape in ((1, 48, 1, 4, 6), (1, 48, 4, 4, 6), (1, 61, 80), (1, 17, 80), (1, 81, 80))
     )
+    made, parts = tasks.condition, tasks.anew_between
     return {
-        "joint": tasks.joint(image, 4, 81),
-        "reference-voice": tasks.reference_voice(image, voice, 4, 81, variant),
-        "continuation": tasks.continuation(clip[:, :, :2], mel[:, :31], 4, 81),
-        "continuation with a voice": tasks.continuation(clip[:, :, :2], mel[:, :31], 4, 81, voice),
-        "dubbing": tasks.dubbing(clip, 81),
-        "dubbing with a voice": tasks.dubbing(clip, 81, voice),
-        "audio-driven": tasks.audio_driven(image, mel, 3),
+        "joint": made("joint", image, None, 4, 81),
+        "reference-voice": made("reference-voice", image, None, 4, 81, reference_mel=voice, variant=variant),
+        "continuation": made("continuation", clip, mel, 4, 81, anew=parts(2, 4, 4, 81)),
+        "continuation with a voice": made(
+            "continuation", clip, mel, 4, 81, anew=parts(2, 4, 4, 81), reference_mel=voice
+        ),
+        "dubbing": made("dubbing", clip, None, 4, 81),
+        "dubbing with a voice": made("dubbing", clip, None, 4, 81, reference_mel=voice),
+        "audio-driven": made("audio-driven", image, mel, 3, 61),
+        "edit": made("edit", clip, whole, 4, 81, anew=parts(1, 3, 4, 81)),
+        "edit of the audio": made("edit", clip, whole, 4, 81, anew=tasks.Anew(audio=tasks.Span(20, 50))),
     }
 
 
@@ -133,7 +138,7 @@ def test_every_task_samples_as_the_core_alone_does(golden, make_model, variant):
         wanted = sampling.sample(own, task, *texts, guiding.guidance(3.0, 2.0, 0.5, 1), steps=4, seed=9)
         given = replace(task, reference_image=raw(task.reference_image), clean_video=raw(task.clean_video))
         speech = module("nodes.types").EncodedSpeech(*speeches, transcript=task.reference_mel is not None)
-        mode = name.split(" with ")[0]
+        mode = name.split(" ")[0]
         positive, negative, latent = (
             module("nodes.tasks")
             .conditioned(given, mode, [[captions[0], {}]], [[captions[1], {}]], speech)
@@ -158,7 +163,7 @@ def test_every_task_samples_as_the_core_alone_does(golden, make_model, variant):
 def test_known_frames_come_back_exactly_with_any_sampler(golden, name, sampler):
     run = prepared(golden, name)
     video, audio = sampled(golden, run, sampler)
-    known_video, known_audio = run.task.known_video, run.task.known_audio
+    known_video, known_audio = run.task.conditioned_video, run.task.conditioned_audio
     assert torch.equal(video[:, :, known_video], run.task.clean_video[:, :, known_video])
     assert torch.equal(audio.transpose(1, 2)[:, known_audio], run.task.clean_audio[:, known_audio])
     assert video.isfinite().all()

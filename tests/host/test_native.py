@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_files import BF16, FP32, SHARDS
 
-from uniavgen_core.weights.checkpoint import convert
+from uniavgen_core.weights.convert import convert
 
 SIZES = (1, 48, 3, 4, 6), (1, 80, 56)
 LORA_LAYERS = ("blocks.0.self_attn.q", "audio_blocks.1.ffn.0", "a2v_blocks.0.k")
@@ -53,8 +53,14 @@ def task_inputs(pack) -> tuple[list, list, dict]:
         return torch.randn(shape, generator=generator)
 
     video, audio = SIZES
-    task = pack.core_tasks.continuation(
-        normal(1, 48, 2, *video[3:]), normal(1, 31, 80), video[2], audio[2], normal(1, 40, 80)
+    task = pack.core_tasks.condition(
+        "continuation",
+        normal(1, 48, 2, *video[3:]),
+        normal(1, 31, 80),
+        video[2],
+        audio[2],
+        anew=pack.core_tasks.anew_between(2, video[2], video[2], audio[2]),
+        reference_mel=normal(1, 40, 80),
     )
     captions = ([[normal(1, 9, 64), {}]] for _ in range(2))
     speech = pack.types.EncodedSpeech(normal(1, 11, 32), normal(1, 10, 32), transcript=True)

@@ -20,7 +20,7 @@ from uniavgen_core import embedded, pipeline
 from uniavgen_core.media.vae import read_vae
 from uniavgen_core.sampling.guidance import Guidance
 
-MODES = ("joint", "reference-voice", "continuation", "dubbing", "audio-driven")
+MODES = ("joint", "reference-voice", "continuation", "dubbing", "audio-driven", "edit")
 PUPPET = Path(__file__).parents[2] / "assets" / "puppet.png"
 OBJECT_INFO = Path(__file__).parents[1] / "object_info.json"
 AAC_FRAME = 1024

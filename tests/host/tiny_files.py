@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from uniavgen_core.media.vocoder import random_vocoder
 from uniavgen_core.model.config import TINY
-from uniavgen_core.weights.checkpoint import save_checkpoint
+from uniavgen_core.weights.convert import save_checkpoint
 
 BF16, FP32, SHARDS = "tiny.safetensors", "tiny_fp32.safetensors", "tiny_shards"
 VOCODER = "tiny_vocoder.safetensors"
@@ -26,7 +26,7 @@ WRONG_MODELS = {
     "header.safetensors": ("broken header", "download it again"),
     "longer.safetensors": ("bytes too many", "download it again"),
     "pickle.safetensors": ("pickle", "get it as .safetensors"),
-    "model.pt": ("pickle", "get it as .safetensors"),
+    "model.pt": ("another model", "choose another file"),
     "zipped.safetensors": ("zip archive", "unpack it"),
     "gguf.safetensors": ("GGUF", ".safetensors"),
     "page.safetensors": ("web page", "download link"),
@@ -44,23 +44,22 @@ WRONG_MODELS = {
     "bigvgan.safetensors": ("BigVGAN vocoder", "where the vocoder is asked for"),
     "other.safetensors": ("another model", "choose another file"),
     "less.safetensors": ("missing", "get the whole"),
-    "more.safetensors": ("unexpected", "get the whole"),
     "bent.safetensors": ("misshapen", "get the whole"),
     "headless.safetensors": ("number of heads", "uniavgen_config"),
-    "lone-00001-of-00002.safetensors": ("one shard of 2", "download the whole folder"),
+    "lone-00001-of-00002.safetensors": ("1 of 2 shards missing", "download them into"),
     "lacking/": ("of 2 shards missing", "download them into"),
 }
 
 # file in vae -> words of the message of the vocoder loader
 WRONG_VOCODERS = {
-    "empty.safetensors": ("empty", "expected a safetensors file"),
-    "cut.safetensors": ("cut off", "download it again"),
+    "empty.safetensors": ("empty", "expected a vocoder"),
+    "cut.safetensors": ("a cut safetensors file", "download it again"),
     "pickle.safetensors": ("pickle", "not opened"),
-    "uniavgen.safetensors": ("a UniAVGen model", "expected a vocoder"),
-    "wan22_vae.safetensors": ("a video VAE", "expected a vocoder"),
+    "uniavgen.safetensors": ("a UniAVGen checkpoint", "expected a vocoder"),
+    "wan22_vae.safetensors": ("the Wan2.2 VAE", "expected a vocoder"),
     "norms.safetensors": ("weight norm", "expected a vocoder"),
     "bands.safetensors": ("100 mel bands", "80 mel bands"),
-    "less.safetensors": ("lacks", "expected all of"),
+    "less.safetensors": ("1 missing", "get the whole"),
 }
 
 
@@ -126,12 +125,8 @@ def _write_wrong_models(folder: Path, weights: dict[str, torch.Tensor], good: by
     tensors("t5", shared__weight=(32128, 1), **bias)
     tensors("bigvgan", conv_pre__weight=(8, 80, 7), resblocks__0__convs1__0__weight=(8, 8, 3))
     tensors("other", model__layers__0__weight=(8, 8))
-    first = next(iter(weights))
     save_file(
         {n: v for n, v in weights.items() if n != "text_proj.weight"}, folder / "less.safetensors", config
-    )
-    save_file(
-        weights | {"blocks.0.extra.weight": weights[first].clone()}, folder / "more.safetensors", config
     )
     bent = {"text_proj.weight": weights["text_proj.weight"][:-1].clone()}
     save_file(weights | bent, folder / "bent.safetensors", config)

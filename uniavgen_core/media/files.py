@@ -10,13 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from av.stream import Disposition
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition, Stream
 from av.video.reformatter import Colorspace
+from av.video.stream import VideoStream
 from PIL import Image, ImageOps
 
 from ..atomic import replacing
@@ -76,7 +81,7 @@ def read_audio(path: str | Path, max_seconds: float | None = None) -> tuple[torc
     """
     path = _existing_file(path, "a sound file")
     with _reading(path, "sound") as container:
-        stream = container.streams.best("audio")
+        stream = cast(AudioStream | None, container.streams.best("audio"))
         if stream is None:
             raise UserError(
                 f"{path}: there is no sound in this file; choose a recording or a video with sound"
@@ -98,7 +103,7 @@ def read_video(path: str | Path, max_seconds: float | None = None, fps: float | 
     """
     path = _existing_file(path, "a video")
     with _reading(path, "a video") as container:
-        stream = container.streams.best("video")
+        stream = cast(VideoStream | None, container.streams.best("video"))
         if stream is None or stream.disposition & Disposition.attached_pic:
             raise UserError(f"{path}: there is no video in this file; choose a video such as an MP4")
         source_fps = float(stream.average_rate or stream.guessed_rate or 0)
@@ -112,7 +117,7 @@ def read_video(path: str | Path, max_seconds: float | None = None, fps: float | 
         frames, start = _decode_frames(path, container, stream, source_fps, fps, limit)
     audio = None
     with _reading(path, "a video") as container:
-        stream = container.streams.best("audio")
+        stream = cast(AudioStream | None, container.streams.best("audio"))
         if stream is not None:
             audio = _decode_audio(path, container, stream, start, max_seconds)
     return Video(torch.stack(frames), fps, audio)
@@ -224,7 +229,7 @@ def write_mp4(path: str | Path, frames: torch.Tensor, fps: float, waveform: torc
     try:
         with replacing(path, path.suffix.lower()) as part:
             _encode(part, frames, Fraction(fps).limit_denominator(1001), wave.numpy(), rate)
-    except (OSError, av.FFmpegError) as error:
+    except (OSError, FFmpegError) as error:
         raise _write_error(path, error) from error
 
 
@@ -253,7 +258,7 @@ def _encode(path: Path, frames: torch.Tensor, fps: Fraction, wave: np.ndarray, r
         container.mux(audio.encode(None))
 
 
-def _write_error(path: Path, error: Exception) -> UserError:
+def _write_error(path: Path, error: OSError | FFmpegError) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path}: no space left in {path.parent}; free some or choose another folder")
     return UserError(f"{path}: cannot be written ({error.strerror}); choose another output")
@@ -273,30 +278,28 @@ def _existing_file(path: str | Path, expected: str) -> Path:
 
 
 @contextmanager
-def _reading(path: Path, expected: str) -> Iterator[av.container.InputContainer]:
+def _reading(path: Path, expected: str) -> Iterator[InputContainer]:
     try:
         with av.open(path, metadata_errors="ignore") as container:
             # FFmpeg reads any text as terminal art and a picture as a video of one frame
             if container.format.name in ("tty", "image2") or container.format.name.endswith("_pipe"):
                 raise UserError(f"{path}: this is a text or a picture, expected {expected}")
             yield container
-    except (OSError, av.FFmpegError) as error:
+    except (OSError, FFmpegError) as error:
         raise UserError(
             f"{path}: cannot be read as {expected}, damaged or cut short ({error.strerror}); "
             "copy it again or re-encode it"
         ) from error
 
 
-def _check_whole(
-    path: Path, container: av.container.InputContainer, stream: av.stream.Stream, end: float
-) -> None:
+def _check_whole(path: Path, container: InputContainer, stream: Stream, end: float) -> None:
     """Compares what could be decoded, in seconds, with what the file says it holds."""
     if container.format.name == "wav":
         with path.open("rb") as file:
             magic, size = file.read(4), int.from_bytes(file.read(4), "little")
         cut = magic == b"RIFF" and size < STREAMED_WAV_SIZE and path.stat().st_size < size + 7
     else:
-        declared = float((stream.duration or 0) * stream.time_base)
+        declared = float((stream.duration or 0) * (stream.time_base or 0))
         cut = container.format.name in EXACT_DURATION and end < 0.95 * declared - 0.25
     if cut:
         raise UserError(f"{path}: cut short, it ends after {end:.2f} s; copy it again or re-encode it")
@@ -324,18 +327,19 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 def _decode_frames(
     path: Path,
-    container: av.container.InputContainer,
-    stream: av.video.VideoStream,
+    container: InputContainer,
+    stream: VideoStream,
     source_fps: float,
     fps: float,
     limit: float,
 ) -> tuple[list[torch.Tensor], float]:
     """uint8 `[H, W, 3]` frames nearest in time to 0, 1/fps, ... and the time of the first in the file."""
-    kept, start, time, end, previous, size = [], 0.0, 0.0, 0.0, None, None
+    kept: list[torch.Tensor] = []
+    start, time, end, previous, size = 0.0, 0.0, 0.0, None, (0, 0)
 
-    def keep_until(slots: float) -> None:
+    def keep_until(slots: float, frame: av.VideoFrame) -> None:
         if len(kept) < min(slots, limit):
-            picture = _upright(previous, size)
+            picture = _upright(frame, size)
             while len(kept) < min(slots, limit):
                 kept.append(picture)
 
@@ -345,15 +349,15 @@ def _decode_frames(
             _check_size(path, frame.width, frame.height)
             start, size = stamp, (round(frame.width * (stream.sample_aspect_ratio or 1)), frame.height)
         else:
-            keep_until(((time + stamp - start) / 2 + 1e-6) * fps)
+            keep_until(((time + stamp - start) / 2 + 1e-6) * fps, previous)
         if len(kept) >= limit:
             return kept, start
         time, previous = stamp - start, frame
-        end = time + max(1 / source_fps, float((frame.duration or 0) * frame.time_base))
+        end = time + max(1 / source_fps, float((frame.duration or 0) * (frame.time_base or 0)))
     if previous is None:
         raise UserError(f"{path}: no frame of the video can be decoded; re-encode it as MP4")
     _check_whole(path, container, stream, end)
-    keep_until(max(1, round(end * fps)))
+    keep_until(max(1, round(end * fps)), previous)
     return kept, start
 
 
@@ -364,8 +368,8 @@ def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> torch.Tensor:
 
 def _decode_audio(
     path: Path,
-    container: av.container.InputContainer,
-    stream: av.audio.AudioStream,
+    container: InputContainer,
+    stream: AudioStream,
     start: float | None,
     max_seconds: float | None,
 ) -> tuple[torch.Tensor, int] | None:

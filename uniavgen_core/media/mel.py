@@ -89,20 +89,23 @@ def mel_filters() -> np.ndarray:
     return np.ascontiguousarray(filters.T, dtype=np.float32)
 
 
-def prepare_audio(waveform: Tensor, rate: float, require_sound: bool = False) -> Tensor:
-    """Any sound as the model takes it: [channels, n] at `rate` Hz -> mono [n'] at 24 kHz, fp32.
+def prepare_audio(waveform: Tensor, rate: float) -> Tensor:
+    """Any audio as the model takes it: [channels, n] at `rate` Hz -> mono [n'] at 24 kHz, fp32.
 
     Raises:
-        UserError: no samples, samples that are not finite, a rate outside 1 kHz..1 MHz, or,
-            where `require_sound` is set, a clip whose peak is below 0.0001.
+        UserError: no samples, samples that are not finite, a rate outside 1 kHz..1 MHz.
     """
-    prepared = resample(to_mono(waveform), rate, SAMPLE_RATE)
-    if require_sound and prepared.abs().max() < SILENCE:
+    return resample(to_mono(waveform), rate, SAMPLE_RATE)
+
+
+def check_audible(waveform: Tensor, name: str) -> None:
+    """Raises UserError where the peak of a recording, called `name`, is below 0.0001."""
+    peak = float(waveform.abs().max())
+    if peak < SILENCE:
         raise UserError(
-            f"the clip is silent (peak {prepared.abs().max():.1e}, expected at least {SILENCE}); "
+            f"{name} is silent (peak {peak:.1e}, expected at least {SILENCE}); "
             "use a clip in which someone speaks"
         )
-    return prepared
 
 
 def to_mono(waveform: Tensor) -> Tensor:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ..errors import UserError
+from ..weights.files import TensorFiles, log
+from ..weights.fp8 import load_tensors
+from ..weights.identify import open_part
+from .hooks import called
 
 LATENT_CHANNELS = 48
 SPATIAL = 16
 TEMPORAL = 4
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 ARCHITECTURE = {
     "base_dim": 160,
     "decoder_base_dim": 256,
@@ -62,6 +64,7 @@ ORIGINAL_NAMES = [
     (r"\.residual\.6\.", ".conv2."),
     (r"\.shortcut\.", ".conv_shortcut."),
 ]
+_DECISIVE = ("encoder.conv_in.weight", "decoder.conv_out.weight", "post_quant_conv.weight")
 
 
 class WanVAE:
@@ -73,6 +76,12 @@ class WanVAE:
         shape = (1, LATENT_CHANNELS, 1, 1, 1)
         self.mean = torch.tensor(model.config.latents_mean, device=model.device).view(shape)
         self.std = torch.tensor(model.config.latents_std, device=model.device).view(shape)
+
+    def to(self, device: str | torch.device) -> WanVAE:
+        """Moves the VAE; latents are made and taken there."""
+        self.model.to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
 
     @torch.no_grad()
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
@@ -96,8 +105,12 @@ class WanVAE:
         return (latent.float() - self.mean) / self.std
 
     @torch.no_grad()
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+    def decode(
+        self, latent: torch.Tensor, on_frame: Callable[[int, int], None] | None = None
+    ) -> torch.Tensor:
         """`[B, 48, T, h, w]` -> float32 `[B, 3, 4(T-1)+1, 16h, 16w]` in -1..1.
+
+        `on_frame(done, T)` is called after each latent frame, which is how the decoder works.
 
         Raises:
             UserError: another shape.
@@ -105,73 +118,77 @@ class WanVAE:
         if latent.ndim != 5 or latent.shape[1] != LATENT_CHANNELS or not latent.numel():
             raise UserError(f"the latent is {list(latent.shape)}, expected [B, {LATENT_CHANNELS}, T, h, w]")
         raw = latent.to(self.model.device, torch.float32) * self.std + self.mean
-        return self.model.decode(raw.to(self.model.dtype)).sample.float().clamp(-1, 1)
+        with called(self.model.decoder, lambda done: on_frame and on_frame(done, latent.shape[2])):
+            return self.model.decode(raw.to(self.model.dtype)).sample.float().clamp(-1, 1)
 
 
 def load_vae(
     path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> WanVAE:
-    """Loads the VAE strictly from a diffusers folder (or its parent) or ComfyUI's `wan2.2_vae.safetensors`.
+    """Loads the VAE from any of its public forms, see `open_vae`.
 
     Raises:
-        UserError: as `read_vae`, another VAE, missing or extra tensors.
+        UserError: as `open_vae`; tensors missing or of another shape.
     """
-    config, state = read_vae(path, device, dtype)
+    files, names, config = open_vae(path)
     with torch.device("meta"):
         model = autoencoder(config)
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in state.items()}
-    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if wrong:
-        raise UserError(
-            f"{_weights_file(Path(path))}: {len(wrong)} tensors are missing, extra or of another shape "
-            f"({wrong[0]}), expected the whole Wan2.2 VAE; download it again"
-        )
-    model.load_state_dict(state, assign=True)
+    load_tensors(model, files, names, device, dtype)
     return WanVAE(model)
 
 
-def read_vae(
-    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple[dict, dict[str, torch.Tensor]]:
-    """The config and the tensors of what `load_vae` loads, in the words of diffusers, which is not needed.
+def open_vae(path: str | Path) -> tuple[TensorFiles, dict[str, str], dict]:
+    """The VAE's files, the names of diffusers -> the stored ones, and the config that `autoencoder` takes.
+
+    Taken are Wan's `Wan2.2_VAE.pth`, ComfyUI's `wan2.2_vae.safetensors`, a diffusers folder or its parent.
+    Tensors that are not used are named in the log.
 
     Raises:
-        UserError: nothing there, another kind of file, a VAE with other latents.
+        UserError: nothing there, another kind of file, a folder without its config; tensors missing or of
+            another shape (which is found only where diffusers is installed).
     """
-    file = _weights_file(Path(path))
-    if not file.is_file():
+    files = open_part(path, "vae")
+    names = {diffusers_name(name): name for name in files.tensors}
+    missing = [name for name in _DECISIVE if name not in names]
+    if missing:
         raise UserError(
-            f"{file}: no such file; give a diffusers folder of the Wan2.2 VAE or wan2.2_vae.safetensors"
+            f"{path} lacks {len(missing)} tensors of the Wan2.2 VAE ({missing[0]}), expected all of it; "
+            "download it again"
         )
-    try:
-        state = {
-            diffusers_name(name): tensor.to(dtype) for name, tensor in load_file(file, str(device)).items()
-        }
-    except SafetensorError as error:
-        raise UserError(
-            f"{file}: no safetensors file, or a damaged one; download wan2.2_vae.safetensors again"
-        ) from error
-    kernels = ("encoder.conv_in.weight", "decoder.conv_out.weight", "post_quant_conv.weight")
-    if any(name not in state for name in kernels):
-        raise UserError(f"{file}: is no Wan VAE; expected wan2.2_vae.safetensors or a diffusers folder of it")
-    channels = state["post_quant_conv.weight"].shape[0]
-    if channels != LATENT_CHANNELS:
-        raise UserError(
-            f"{file}: a VAE of {channels} latent channels (Wan2.1 has 16), expected {LATENT_CHANNELS}; "
-            "use wan2.2_vae.safetensors"
-        )
+    config = _config(files, names)
+    if find_spec("diffusers"):
+        with torch.device("meta"):
+            expected = {n: tuple(t.shape) for n, t in autoencoder(config).state_dict().items()}
+        for note in files.check(expected, names):
+            log.warning(note)
+        names = {name: names[name] for name in expected}
+    return files, names, config
+
+
+def read_vae(path: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The config and the float32 tensors of what `load_vae` loads, under the names of diffusers, which is not
+    needed.
+
+    Raises:
+        UserError: as `open_vae`.
+    """
+    files, names, config = open_vae(path)
+    return config, {name: files.tensor(stored, dtype=torch.float32) for name, stored in names.items()}
+
+
+def _config(files: TensorFiles, names: dict[str, str]) -> dict:
     config = ARCHITECTURE | {"latents_mean": LATENTS_MEAN, "latents_std": LATENTS_STD}
-    if file != Path(path):
-        config |= _read_config(file.with_name("config.json"))
-    config["base_dim"] = state["encoder.conv_in.weight"].shape[0]
-    config["decoder_base_dim"] = state["decoder.conv_out.weight"].shape[1]
-    return config, state
-
-
-def _weights_file(path: Path) -> Path:
-    folder = path / "vae" if (path / "vae").is_dir() else path
-    return folder / WEIGHTS if folder.is_dir() else path
+    in_folder = files.path.is_dir() or files.settings
+    if "decoder.conv_in.weight" in files.tensors and in_folder:  # names of diffusers
+        if files.settings.get("_class_name") != "AutoencoderKLWan":
+            raise UserError(
+                f"{files.files[0].parent / 'config.json'} is missing or is no config of an AutoencoderKLWan, "
+                "expected that of the VAE; download the folder again"
+            )
+        config |= files.settings
+    config["base_dim"] = files.tensors[names["encoder.conv_in.weight"]].shape[0]
+    config["decoder_base_dim"] = files.tensors[names["decoder.conv_out.weight"]].shape[1]
+    return config
 
 
 def random_vae(seed: int = 0) -> WanVAE:
@@ -196,20 +213,32 @@ def autoencoder(config: dict):
     return AutoencoderKLWan.from_config(config)
 
 
-def _read_config(file: Path) -> dict:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file}: missing or damaged, expected the config of the VAE; download it again"
-        ) from error
-    if not isinstance(config, dict) or config.get("_class_name") != "AutoencoderKLWan":
-        raise UserError(f"{file}: is no config of an AutoencoderKLWan; choose the vae folder of Wan2.2")
-    return config
-
-
 def diffusers_name(name: str) -> str:
     """The name that diffusers gives to a tensor of the original Wan2.2 layout; its own names stay."""
     for pattern, replacement in ORIGINAL_NAMES:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def original_name(name: str) -> str:
+    """The inverse of `diffusers_name`: what Wan and ComfyUI call a tensor."""
+    for theirs, ours in (
+        ("conv_shortcut.", "shortcut."),
+        ("norm1.", "residual.0."),
+        ("conv1.", "residual.2."),
+        ("norm2.", "residual.3."),
+        ("conv2.", "residual.6."),
+        ("post_quant_conv.", "conv2."),
+        ("quant_conv.", "conv1."),
+        ("conv_in.", "conv1."),
+        ("norm_out.", "head.0."),
+        ("conv_out.", "head.2."),
+        ("mid_block.resnets.0.", "middle.0."),
+        ("mid_block.resnets.1.", "middle.2."),
+        ("mid_block.attentions.0.", "middle.1."),
+    ):
+        name = name.replace(theirs, ours)
+    block = r"(down|up)_blocks\.(\d+)\."
+    name = re.sub(block + r"resnets\.(\d+)\.", r"\1samples.\2.\1samples.\3.", name)
+    name = re.sub(r"down_blocks\.(\d+)\.downsampler\.", r"downsamples.\1.downsamples.2.", name)
+    return re.sub(r"up_blocks\.(\d+)\.upsampler\.", r"upsamples.\1.upsamples.3.", name)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterable
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..atomic import replacing
 from ..errors import UserError
+from ..weights.files import CODES, TensorFiles, log, parse_json
+from ..weights.identify import open_part
+from ..weights.write import Entry, write_tensors
+from .hooks import called
 from .mel import HOP, LOG_FLOOR, MEL_BANDS, N_FFT, SAMPLE_RATE, mel_filters
 
 WANTED = "Qwen2.5-Omni's BigVGAN (80 mel bands, 240 samples a frame)"
@@ -28,6 +30,9 @@ GRIFFIN_LIM_MOMENTUM = 0.99
 INVERSE_MEL_STEPS = 30
 EDGE_FRAMES = 2
 LOUDEST_LOG_MEL = 5.0  # above what a waveform in -1..1 can reach
+
+OnPart = Callable[[int, int], None]
+"""Progress: parts done and their number."""
 
 
 class Vocoder(nn.Module):
@@ -38,17 +43,23 @@ class Vocoder(nn.Module):
     """
 
     sample_rate = SAMPLE_RATE
+    bigvgan: Any  # a transformers.Qwen2_5OmniToken2WavBigVGANModel
 
-    def __init__(self, bigvgan: nn.Module):
+    def __init__(self, bigvgan: Any):
         super().__init__()
         self.bigvgan = bigvgan.eval().requires_grad_(False)
         # the decibels that BigVGAN makes of the mel stay fp32 whatever the weights are
         bigvgan.conv_pre.register_forward_pre_hook(lambda conv, inputs: inputs[0].to(conv.weight.dtype))
 
-    def forward(self, log_mel: Tensor) -> Tensor:
+    def forward(self, log_mel: Tensor, on_part: OnPart | None = None) -> Tensor:
+        """`on_part(done, parts)` is called after each upsampling stage and at the end."""
         _check_mel(log_mel)
         device = self.bigvgan.conv_pre.weight.device
-        waveform = self.bigvgan(log_mel.to(device, torch.float32))  # squeezed and on the CPU
+        parts = [*(stage[0] for stage in self.bigvgan.ups), self.bigvgan.conv_post]
+        with ExitStack() as hooks:
+            for i, part in enumerate(parts if on_part else ()):
+                hooks.enter_context(called(part, lambda _, i=i: on_part(i + 1, len(parts))))
+            waveform = self.bigvgan(log_mel.to(device, torch.float32))  # squeezed and on the CPU
         return waveform.reshape(log_mel.shape[0], -1).to(device, torch.float32)
 
 
@@ -76,7 +87,8 @@ class GriffinLim(nn.Module):
             ) from error
         self.griffinlim = griffinlim
 
-    def forward(self, log_mel: Tensor) -> Tensor:
+    def forward(self, log_mel: Tensor, on_part: OnPart | None = None) -> Tensor:
+        """`on_part(1, 1)` is called at the end."""
         _check_mel(log_mel)
         mel = log_mel.float().clamp(math.log(LOG_FLOOR), LOUDEST_LOG_MEL).exp()
         # torchaudio centres frame i at sample 240 i, the mel's is centred at 240 i + 120
@@ -94,36 +106,42 @@ class GriffinLim(nn.Module):
             rand_init=False,
         )
         start = EDGE_FRAMES * HOP - HOP // 2
+        if on_part:
+            on_part(1, 1)
         return waveform[:, start : start + mel.shape[-1] * HOP].clamp(-1, 1)
 
 
 def load_vocoder(
     path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Vocoder:
-    """BigVGAN from a safetensors file or a folder of them, its own or all of Qwen2.5-Omni's.
+    """BigVGAN from one file, its own folder, or Qwen2.5-Omni's shards, of which those with token2wav suffice.
 
     Names may carry a prefix (`token2wav.code2wav_bigvgan_model.`). Sizes are read off the tensors;
     strides and dilations come from the file's metadata or the folder's config.json, else they are the
-    released ones. The weights must fit name by name and shape by shape.
+    released ones.
 
     Raises:
         UserError: no such file, a damaged one, another model, or weights that do not fit.
     """
-    files = _weight_files(Path(path))
-    tensors, metadata = _read_bigvgan(files, path)
-    bigvgan = _new_bigvgan(_config(tensors, _described_config(Path(path), metadata), path))
-    _check_fit(tensors, bigvgan.state_dict(), path)
-    bigvgan.load_state_dict(tensors)
+    files, config = open_vocoder(path)
+    bigvgan = new_bigvgan(config)
+    bigvgan.load_state_dict({name: files.tensor(name) for name in bigvgan.state_dict()})
     return Vocoder(bigvgan.to(device, dtype))
 
 
-def convert_vocoder(folder: str | Path, out_file: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes what `load_vocoder(folder)` reads as one safetensors file with the config in its metadata.
+def open_vocoder(path: str | Path) -> tuple[TensorFiles, dict]:
+    """The vocoder's files and the config that BigVGAN is made of; tensors not used are named in the log.
 
     Raises:
-        UserError: as `load_vocoder`; a place that cannot be written. No partial file stays behind.
+        UserError: as `load_vocoder`.
     """
-    save_vocoder(load_vocoder(folder, dtype=dtype), out_file)
+    files = open_part(path, "vocoder")
+    config = _config(files)
+    with torch.device("meta"):
+        bigvgan = new_bigvgan(config)
+    for note in files.check({n: tuple(t.shape) for n, t in bigvgan.state_dict().items()}):
+        log.warning(note)
+    return files, config
 
 
 def save_vocoder(vocoder: Vocoder, out_file: str | Path) -> None:
@@ -132,18 +150,16 @@ def save_vocoder(vocoder: Vocoder, out_file: str | Path) -> None:
     Raises:
         UserError: a place that cannot be written. No partial file stays behind.
     """
-    bigvgan, out_file = vocoder.bigvgan, Path(out_file)
-    config = {field: getattr(bigvgan.config, field) for field in _CONFIG_FIELDS}
-    try:
-        with replacing(out_file) as part:
-            save_file(bigvgan.state_dict(), part, {"format": "pt", "config": json.dumps(config)})
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{out_file} cannot be written ({error}); choose another place") from error
+    bigvgan = vocoder.bigvgan
+    config = {field: getattr(bigvgan.config, field) for field in CONFIG_FIELDS}
+    state = bigvgan.state_dict()
+    layout = {name: Entry(tuple(value.shape), CODES[value.dtype]) for name, value in state.items()}
+    write_tensors(Path(out_file), layout, state.items(), {"config": json.dumps(config)})
 
 
 def random_vocoder(seed: int = 0, **sizes) -> Vocoder:
     """A small BigVGAN with seeded random weights; torch's own seed is left alone. `sizes`: of its config."""
-    bigvgan = _new_bigvgan({"upsample_initial_channel": 64} | sizes)
+    bigvgan = new_bigvgan({"upsample_initial_channel": 64} | sizes)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in bigvgan.named_parameters():
@@ -173,7 +189,7 @@ def _inverse_mel(mel: Tensor) -> Tensor:
     return magnitude
 
 
-_CONFIG_FIELDS = (
+CONFIG_FIELDS = (
     "mel_dim",
     "upsample_initial_channel",
     "resblock_kernel_sizes",
@@ -182,127 +198,41 @@ _CONFIG_FIELDS = (
     "upsample_kernel_sizes",
 )
 
-_KNOWN_TENSORS = {
-    "lora": "a LoRA",
-    "audio_blocks.": "a UniAVGen model",
-    "patch_embedding.": "a Wan video model",
-    "decoder.conv1.": "a video VAE",
-    "decoder.conv_in.": "a VAE",
-    "conv_pre.weight_g": "another vocoder (with weight norm)",
-    "conv_pre.parametrizations": "another vocoder (with weight norm)",
-    "shared.weight": "a text encoder",
-    "thinker.": "a part of Qwen2.5-Omni without the vocoder (its shard with token2wav is needed)",
-    "talker.": "a part of Qwen2.5-Omni without the vocoder (its shard with token2wav is needed)",
-}
 
-
-def _new_bigvgan(config: dict) -> nn.Module:
+def new_bigvgan(config: dict) -> Any:
+    """An untrained BigVGAN of a config, see `open_vocoder`."""
     try:
         from transformers import Qwen2_5OmniToken2WavBigVGANModel as BigVGAN
+        from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniBigVGANConfig
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise UserError(
             "the vocoder needs a transformers with Qwen2.5-Omni, which cannot be imported; "
             "run `pip install -U transformers`"
         ) from error
     with torch.random.fork_rng(devices=[]):
-        return BigVGAN(BigVGAN.config_class(**config))
+        return BigVGAN(Qwen2_5OmniBigVGANConfig(**config))
 
 
-def _weight_files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise UserError(f"{path} does not exist; expected a vocoder: {WANTED}")
-    if path.is_file():
-        return [path]
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{path} holds no .safetensors file; expected {WANTED}")
-    return files
-
-
-def _read_bigvgan(files: list[Path], path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The vocoder's tensors without prefix, and the metadata of the file they are in."""
-    names: dict[str, Path] = {}
-    for file in files:
-        with _open(file) as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a dict)
-                if name in names:
-                    raise UserError(f"{names[name]} and {file} hold the same tensors; name one of the files")
-                names[name] = file
-    prefix = _prefix(names, path)
-    tensors: dict[str, Tensor] = {}
-    metadata: dict[str, str] = {}
-    for file in dict.fromkeys(file for name, file in names.items() if name.startswith(prefix)):
-        with _open(file) as opened:
-            metadata |= opened.metadata() or {}
-            for name, holder in names.items():
-                if holder == file and name.startswith(prefix):
-                    tensors[name.removeprefix(prefix)] = opened.get_tensor(name)
-    return tensors, metadata
-
-
-def _open(file: Path):
-    try:
-        return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} is {_damage(file)}; expected a safetensors file of {WANTED}") from error
-
-
-def _damage(file: Path) -> str:
-    if not os.access(file, os.R_OK):
-        return "not readable"
-    with file.open("rb") as opened:
-        start = opened.read(8)
-    if not start:
-        return "empty"
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        return "a PyTorch pickle, which can run code and is not opened"
-    return "no safetensors file, or cut off (download it again)"
-
-
-def _prefix(names: Iterable[str], path: str | Path) -> str:
-    end = "conv_pre.weight"
-    prefixes = [n.removesuffix(end) for n in names if n.endswith(end)]
-    prefixes = [p for p in prefixes if f"{p}ups.0.0.weight" in names]
-    if len(prefixes) == 1:
-        return prefixes[0]
-    first = next(iter(names), "none")
-    what = next(
-        (what for mark, what in _KNOWN_TENSORS.items() if any(mark in name for name in names)),
-        f"something else (tensors such as {first})",
-    )
-    raise UserError(f"{path} is {what}; expected a vocoder: {WANTED}")
-
-
-def _described_config(path: Path, metadata: dict[str, str]) -> dict:
-    """What the metadata or the folder's config.json says of the vocoder; empty where neither does."""
-    try:
-        if "config" in metadata:
-            found = json.loads(metadata["config"])
-        elif (path / "config.json").is_file():
-            found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        else:
-            return {}
-    except ValueError as error:
-        raise UserError(f"the config of {path} is not JSON ({error}); download it again") from error
+def _config(files: TensorFiles) -> dict:
+    """Off the tensors, the metadata and the config.json."""
+    shapes, path = {name: info.shape for name, info in files.tensors.items()}, files.path
+    described = files.settings
+    if "config" in files.metadata:
+        described = parse_json(files.metadata["config"], f"{path}: the metadata entry config")
     for section in ("token2wav_config", "bigvgan_config"):
-        found = found.get(section, found) if isinstance(found, dict) else {}
-    return found
-
-
-def _config(tensors: dict[str, Tensor], described: dict, path: str | Path) -> dict:
-    stages = sum(name.startswith("ups.") and name.endswith(".weight") for name in tensors)
-    blocks = sum(name.startswith("resblocks.") and name.endswith("convs1.0.weight") for name in tensors)
-    kernels = blocks // stages
+        found = described.get(section, described)
+        described = found if isinstance(found, dict) else {}
+    stages = sum(name.startswith("ups.") and name.endswith(".weight") for name in shapes)
+    blocks = sum(name.startswith("resblocks.") and name.endswith("convs1.0.weight") for name in shapes)
+    kernels = blocks // stages if stages else 0
     if not kernels:
-        raise UserError(f"{path} lacks residual blocks; download {WANTED} again")
+        raise UserError(f"{path} lacks residual or upsampling blocks; download {WANTED} again")
     try:
-        up_kernels = [tensors[f"ups.{i}.0.weight"].shape[2] for i in range(stages)]
+        up_kernels = [shapes[f"ups.{i}.0.weight"][2] for i in range(stages)]
         config = {
-            "mel_dim": tensors["conv_pre.weight"].shape[1],
-            "upsample_initial_channel": tensors["conv_pre.weight"].shape[0],
-            "resblock_kernel_sizes": [
-                tensors[f"resblocks.{i}.convs1.0.weight"].shape[2] for i in range(kernels)
-            ],
+            "mel_dim": shapes["conv_pre.weight"][1],
+            "upsample_initial_channel": shapes["conv_pre.weight"][0],
+            "resblock_kernel_sizes": [shapes[f"resblocks.{i}.convs1.0.weight"][2] for i in range(kernels)],
             "resblock_dilation_sizes": [
                 [int(d) for d in row]
                 for row in described.get("resblock_dilation_sizes", [[1, 3, 5]] * kernels)
@@ -323,19 +253,3 @@ def _config(tensors: dict[str, Tensor], described: dict, path: str | Path) -> di
             f"expected {WANTED}"
         )
     return config
-
-
-def _check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: str | Path) -> None:
-    missing = sorted(expected.keys() - tensors.keys())
-    extra = sorted(tensors.keys() - expected.keys())
-    for what, names in (("lacks", missing), ("has the unknown", extra)):
-        if names:
-            raise UserError(
-                f"{path} {what} {len(names)} tensors, such as {names[0]}; "
-                f"expected all of {WANTED} and no more"
-            )
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"{path}: {name} is {list(tensor.shape)}, expected {list(expected[name].shape)}; use {WANTED}"
-            )

@@ -25,7 +25,6 @@ class InteractionVariant:
     A2V projects `M * attention` and V2A the attention alone;
     `zero_init`: output projections start at zero, so that the branches begin independent of each other;
     `reference_mel_clean`: reference mel tokens take time 0, not the time of the audio target;
-    `reference_voice_v2a`: V2A is on in the full pass of the task "reference-voice";
     `phases`: places of a mel frame within its latent frame with a learned vector each in V2A; 0: none.
     """
 
@@ -35,7 +34,6 @@ class InteractionVariant:
     residual: bool
     zero_init: bool
     reference_mel_clean: bool
-    reference_voice_v2a: bool
     phases: int = 0
 
 
@@ -47,7 +45,6 @@ VARIANTS: Mapping[Variant, InteractionVariant] = {
         residual=False,
         zero_init=False,
         reference_mel_clean=False,
-        reference_voice_v2a=False,
     ),
     "paper": InteractionVariant(
         align=align_paper,
@@ -56,7 +53,6 @@ VARIANTS: Mapping[Variant, InteractionVariant] = {
         residual=True,
         zero_init=True,
         reference_mel_clean=True,
-        reference_voice_v2a=True,
     ),
     "aligned": InteractionVariant(
         align=align_true_time,
@@ -65,7 +61,6 @@ VARIANTS: Mapping[Variant, InteractionVariant] = {
         residual=True,
         zero_init=True,
         reference_mel_clean=True,
-        reference_voice_v2a=True,
         phases=PHASES,
     ),
 }

@@ -2,69 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..conditioning import Task
-from ..errors import UserError
 from ..model.cache import Cache
 from ..model.dit import DualBranchDiT
 from ..model.inputs import ActiveParts, Conditioned, References, TextConditioning, Velocity
 from ..model.layers import Attention, sdpa
+from .defaults import Guidance
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """How the full and the null pass are mixed: `u = null + s (full - null)`, `s_v` video, `s_a` audio.
+def mix(null: Tensor, full: Tensor, scale: float | Tensor) -> Tensor:
+    """Classifier-free guidance: `null + scale (full - null)`."""
+    return null + scale * (full - null)
 
-    During the first `interval` of the steps the null pass has no interaction, so that the scales amplify
-    exactly the exchange between sound and picture (MA-CFG); after it, plain CFG. Every null pass leaves
-    out `skip_layers`. With both scales 1 there is no null pass.
-    """
 
-    s_v: float = 3.0
-    s_a: float = 2.0
-    interval: float = 0.5
-    skip_layers: tuple[int, ...] = (11,)
-
-    @classmethod
-    def plain(cls, s_v: float, s_a: float, skip_layers: tuple[int, ...] = (11,)) -> Guidance:
-        """Plain CFG all the way: the null pass keeps the interaction."""
-        return cls(s_v, s_a, 0.0, skip_layers)
-
-    @classmethod
-    def none(cls) -> Guidance:
-        """No guidance: one pass a step."""
-        return cls(1.0, 1.0)
-
-    @property
-    def needs_null(self) -> bool:
-        return (self.s_v, self.s_a) != (1.0, 1.0)
-
-    def for_layers(self, layers: int) -> Guidance:
-        """For a model of so many layers, of which one too small for the default skip layer skips none.
-
-        Raises:
-            UserError: another skip layer that the model does not have.
-        """
-        outside = [layer for layer in self.skip_layers if not 0 <= layer < layers]
-        if not outside:
-            return self
-        if self.skip_layers == Guidance.skip_layers:
-            return replace(self, skip_layers=())
-        raise UserError(f"skip layer {outside[0]} does not exist; the model has layers 0..{layers - 1}")
-
-    def null_interacts(self, step: int, steps: int) -> bool:
-        """Whether the null pass of a step (from 0) keeps the interaction on."""
-        return step >= int(self.interval * steps)
-
-    def mix(self, full: Velocity, null: Velocity) -> Velocity:
-        return Velocity(
-            null.video + self.s_v * (full.video - null.video),
-            null.audio + self.s_a * (full.audio - null.audio),
-            full.face_masks,
-        )
+def speech_features(encoder: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Padded symbol ids `[B, N]` -> features `[B, N, speech_dim]`; each text is encoded at its own length."""
+    features = []
+    for length in lengths.unique().tolist():
+        rows = (lengths == length).nonzero()[:, 0]
+        encoded = encoder(ids[rows, :length])
+        features.append((rows, F.pad(encoded, (0, 0, 0, ids.shape[1] - length))))
+    order = torch.cat([rows for rows, _ in features]).argsort()
+    return torch.cat([encoded for _, encoded in features])[order]
 
 
 class GuidedModel:
@@ -88,7 +51,7 @@ class GuidedModel:
 
     def __call__(self, video: Tensor, audio: Tensor, time: Tensor, step: int, steps: int) -> Velocity:
         """Running latents (float32) at `time` `[B]` -> guided velocity, float32."""
-        video, audio = self.task.known(video, audio)
+        video, audio = self.task.apply(video, audio)
         full = self._pass(video, audio, time, self.positive, self.full_cache, ActiveParts(v2a=self.task.v2a))
         if not self.guidance.needs_null:
             return full
@@ -101,7 +64,11 @@ class GuidedModel:
             self.null_cache,
             ActiveParts(a2v=interacts, v2a=interacts, skip_layers=self.guidance.skip_layers),
         )
-        return self.guidance.mix(full, null)
+        return Velocity(
+            mix(null.video, full.video, self.guidance.s_v),
+            mix(null.audio, full.audio, self.guidance.s_a),
+            full.face_masks,
+        )
 
     def _pass(
         self,
@@ -120,7 +87,7 @@ class GuidedModel:
             time,
             text.to(dtype),
             references.to(dtype),
-            Conditioned(task.known_video, task.known_audio),
+            Conditioned(task.conditioned_video, task.conditioned_audio),
             active=active,
             cache=cache,
             attention=self.attention,

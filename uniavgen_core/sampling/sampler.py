@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,25 +12,13 @@ from ..conditioning import Task
 from ..errors import UserError
 from ..model.dit import DualBranchDiT
 from ..model.inputs import TextConditioning, Velocity
-from .guidance import Guidance, GuidedModel
+from ..model.layers import Attention, sdpa
+from .defaults import Guidance, SamplingDefaults
+from .guidance import GuidedModel
 
 
 class Cancelled(UserError):
     """The `cancelled` callback of a sampling run said so."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a model is run unless someone says otherwise; the defaults are those of the released one.
-
-    `frames` (4n + 1 at 16 fps) and `short_side` in pixels are what the model was made for.
-    """
-
-    guidance: Guidance = Guidance()  # noqa: RUF009 (frozen)
-    steps: int = 50
-    shift: float = 5.0
-    frames: int = 81
-    short_side: int = 736
 
 
 class Sample(NamedTuple):
@@ -42,7 +29,7 @@ class Sample(NamedTuple):
     face_masks: dict[int, Tensor]
 
 
-def schedule(steps: int, shift: float = 5.0) -> Tensor:
+def schedule(steps: int, shift: float = SamplingDefaults.shift) -> Tensor:
     """Times `[steps + 1]` float32 from 1000 to 0: `linspace(1000, 1, steps)` shifted, then 0.
 
     Raises:
@@ -64,7 +51,7 @@ def integrate(
     on_step: Callable[[int, int], None] = lambda done, steps: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Sample:
-    """Euler steps along `velocity(video, audio, time [B], step, steps)`; known frames are left as they run.
+    """Euler steps along `velocity(video, audio, time [B], step, steps)`; conditioned frames run along.
 
     Raises:
         Cancelled: `cancelled()` returned true before a step.
@@ -94,15 +81,19 @@ def sample(
     positive: TextConditioning,
     negative: TextConditioning,
     guidance: Guidance | None = None,
-    steps: int = 50,
-    shift: float = 5.0,
-    seed: int = 2025,
-    **callbacks,
+    steps: int = SamplingDefaults.steps,
+    shift: float = SamplingDefaults.shift,
+    seed: int = SamplingDefaults.seed,
+    noise: tuple[Tensor, Tensor] | None = None,
+    attention: Attention = sdpa,
+    **callbacks: Any,
 ) -> Sample:
-    """One clip's latents; known frames come back exactly as they were given.
+    """One clip's latents; conditioned frames come back exactly as they were given.
 
-    `callbacks`: `on_step` and `cancelled` of `integrate`. The same seed gives the same clip.
+    `noise`: video and audio, in place of that of `seed`. `callbacks`: `on_step` and `cancelled` of
+    `integrate`. The same seed gives the same clip.
     """
-    velocity = GuidedModel(model, task, positive, negative, guidance or Guidance())
-    run = integrate(velocity, *task.noise(seed), schedule(steps, shift), **callbacks)
-    return Sample(*task.known(run.video, run.audio), run.face_masks)
+    velocity = GuidedModel(model, task, positive, negative, guidance or Guidance(), attention)
+    video, audio = task.noise(seed) if noise is None else noise
+    run = integrate(velocity, video, audio, schedule(steps, shift), **callbacks)
+    return Sample(*task.apply(run.video, run.audio), run.face_masks)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,9 @@ class Reconstruction(nn.Module):
         jitter: deviation of what is added to frozen latents, so that the decoder bears a model's errors.
     """
 
-    def __init__(self, model: nn.Module, kl: float = 2e-4, jitter: float = 0.1):
+    std: Tensor
+
+    def __init__(self, model: Any, kl: float = 2e-4, jitter: float = 0.1):
         super().__init__()
         self.model, self.kl, self.jitter = model, kl, jitter
         self.frozen = not next(model.encoder.parameters()).requires_grad
@@ -203,7 +206,7 @@ def train_vae(
     return folder
 
 
-def new_autoencoder(seed: int = 0) -> nn.Module:
+def new_autoencoder(seed: int = 0) -> Any:
     """An `AutoencoderKLWan` of the sizes `SMALL` with seeded weights.
 
     It begins as a VAE of single frames, with latents of deviation 1 and a posterior of
@@ -212,7 +215,7 @@ def new_autoencoder(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         plain = {"latents_mean": [0.0] * LATENT_CHANNELS, "latents_std": [1.0] * LATENT_CHANNELS}
-        model = autoencoder(ARCHITECTURE | SMALL | plain)
+        model: Any = autoencoder(ARCHITECTURE | SMALL | plain)
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and not name.endswith("gamma"):
                 nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
@@ -236,7 +239,7 @@ def new_autoencoder(seed: int = 0) -> nn.Module:
 
 
 @torch.no_grad()
-def measure_latents(model: nn.Module, theatre: Theatre, clips: int = 64) -> None:
+def measure_latents(model: Any, theatre: Theatre, clips: int = 64) -> None:
     """Write mean and deviation of each latent channel, over some clips, into the model's config."""
     vae = WanVAE(model)
     vae.mean, vae.std = torch.zeros_like(vae.mean), torch.ones_like(vae.std)
@@ -245,6 +248,6 @@ def measure_latents(model: nn.Module, theatre: Theatre, clips: int = 64) -> None
     model.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
 
 
-def save_vae(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_vae(model: Any, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """As a diffusers folder that `load_vae` reads."""
     model.to(dtype).save_pretrained(folder)

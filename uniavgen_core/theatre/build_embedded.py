@@ -12,7 +12,8 @@ from ..media.vae import load_vae
 from ..training.data import prepare
 from ..training.loop import Run, train
 from ..training.recipe import Recipe
-from ..weights.checkpoint import load_model, save_checkpoint
+from ..weights.checkpoint import load_model
+from ..weights.convert import save_checkpoint
 from .autoencoder import VAEStage, save_vae, train_vae
 from .captions import new_caption_encoder
 from .clips import Theatre

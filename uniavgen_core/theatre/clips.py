@@ -391,14 +391,15 @@ def shows_puppet(frames: np.ndarray) -> bool:
     red, green, blue = np.moveaxis(frames.astype(np.float32), 3, 0)
     cavity = (red > 70) & (red < 160) & (green < 0.35 * red) & (green < blue) & (blue < 0.6 * red)
     window = round(0.16 * min(frames.shape[1:3]))  # as wide as a mouth
-    filled = uniform_filter(cavity.astype(np.float32), (0, window, window)).max()
+    size = (0, window, window)
+    filled = uniform_filter(cavity.astype(np.float32), size).max()  # pyright: ignore[reportArgumentType]
     return bool(0.1 < filled < 0.6)
 
 
 def _find_mouth(inside: np.ndarray, side: int) -> np.ndarray:
     """Boxes [F, 4] around the most mouth-like spot of each frame, held near the clip's own such spot."""
     window = round(0.16 * side)
-    crowd = uniform_filter(inside, (0, window, window))
+    crowd = uniform_filter(inside, (0, window, window))  # pyright: ignore[reportArgumentType]
     row, column = np.unravel_index(crowd.mean(0).argmax(), crowd.shape[1:])
     reach = round(0.16 * side)
     top, left = max(0, row - reach), max(0, column - reach)

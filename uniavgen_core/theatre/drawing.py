@@ -489,7 +489,7 @@ class Scene:
                 if kind == "balloon":
                     string = np.round((at + np.array([(0, 1), (0.2, 2.6)]) * r) * 16).astype(np.int32)
                     cv2.polylines(image, [string], False, (120, 120, 124), 2, cv2.LINE_AA, 4)
-                _fill(image, _oval(*at, r, r * (1.2 if kind == "balloon" else 1)), colour)
+                _fill(image, _oval(at[0], at[1], r, r * (1.2 if kind == "balloon" else 1)), colour)
                 _fill(
                     image, _oval(at[0] - 0.35 * r, at[1] - 0.4 * r, 0.25 * r, 0.25 * r), (255, 255, 255), 0.7
                 )
@@ -516,11 +516,13 @@ def _wall(image, rng, colour, unit) -> None:
         y, w, h = rng.uniform(0.04, 0.5), rng.uniform(0.14, 0.2), rng.uniform(0.14, 0.26)
         box = np.array([x * width, y * height, x * width + w * unit, y * height + h * unit])
         inner = box + np.array([1, 1, -1, -1]) * 0.02 * unit
-        _rectangle(image, *box, (126, 100, 78))
-        _rectangle(image, *inner, tuple(int(c) for c in rng.integers(140, 250, 3)))
+        _rectangle(image, *box.tolist(), colour=(126, 100, 78))
+        _rectangle(image, *inner.tolist(), colour=tuple(int(c) for c in rng.integers(140, 250, 3)))
         middle = (inner[:2] + inner[2:]) / 2
         _fill(
-            image, _oval(*middle, 0.05 * unit, 0.05 * unit), tuple(int(c) for c in rng.integers(110, 230, 3))
+            image,
+            _oval(middle[0], middle[1], 0.05 * unit, 0.05 * unit),
+            tuple(int(c) for c in rng.integers(110, 230, 3)),
         )
 
 
@@ -615,8 +617,10 @@ def _night_sky(image, rng, _, unit) -> None:
             (250, 246, 220),
         )
     moon = np.array([rng.choice([0.14, 0.86]) * width, 0.16 * height])
-    _fill(image, _oval(*moon, 0.09 * unit, 0.09 * unit), (250, 242, 200))
-    _fill(image, _oval(*(moon + 0.02 * unit), 0.02 * unit, 0.02 * unit), (226, 216, 170))
+    _fill(image, _oval(moon[0], moon[1], 0.09 * unit, 0.09 * unit), (250, 242, 200))
+    _fill(
+        image, _oval(moon[0] + 0.02 * unit, moon[1] + 0.02 * unit, 0.02 * unit, 0.02 * unit), (226, 216, 170)
+    )
     hills = np.stack(
         [np.linspace(0, width, 30), 0.82 * height + 0.05 * unit * np.sin(np.linspace(0, 7, 30) + moon[0])], 1
     )

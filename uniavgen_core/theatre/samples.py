@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import conditioning
 from ..media.vae import LATENT_CHANNELS, SPATIAL
-from ..training.data import EncodeVideo, Sample, encode_clip, encode_voice
+from ..training.data import EncodeVideo, Sample, encode_clip
 from .clips import Theatre
 
 
@@ -20,7 +20,7 @@ def theatre_sample(theatre: Theatre, index: int, encode: EncodeVideo) -> Sample:
         transcript=clip.transcript,
         caption=clip.caption,
         language=clip.language,
-        voice=encode_voice(torch.from_numpy(reference.waveform)),
+        voice=conditioning.voice_latent(torch.from_numpy(reference.waveform)),
         voice_transcript=reference.transcript,
     )
 
@@ -39,6 +39,6 @@ def speech_sample(theatre: Theatre, index: int) -> Sample:
         transcript=speech.transcript,
         caption=theatre.caption(index),
         language="en",
-        voice=encode_voice(torch.from_numpy(reference.waveform)),
+        voice=conditioning.voice_latent(torch.from_numpy(reference.waveform)),
         voice_transcript=reference.transcript,
     )

@@ -15,19 +15,23 @@ from ..model.layers import Attention, sdpa
 Embedding = nn.Embedding
 
 
+def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if bias is None else bias.to(dtype)
+
+
 class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype), _cast(self.bias, x.dtype))
 
 
 class Conv1d(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return self._conv_forward(x, self.weight.to(x.dtype), _cast(self.bias, x.dtype))
 
 
 class Conv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return self._conv_forward(x, self.weight.to(x.dtype), _cast(self.bias, x.dtype))
 
 
 class LayerNorm(nn.LayerNorm):

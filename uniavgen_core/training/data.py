@@ -26,10 +26,9 @@ from .. import conditioning
 from ..atomic import replacing, write_text
 from ..errors import UserError
 from ..media.files import to_float
-from ..media.mel import HOP, fit_length, peak_normalise, reference_voice, sound_latent
 from ..media.speech import FILLER, null_symbol_ids, symbol_ids
 from ..media.vae import SPATIAL, TEMPORAL
-from .objective import ALONE, EDIT, WITH_VOICE, Batch, draw_time
+from .objective import ALONE, VOICE_ALONE, Batch, draw_time
 from .recipe import Schedule, Stage
 
 PER_SHARD = 64
@@ -89,12 +88,11 @@ def encode_clip(
 ) -> dict[str, Tensor]:
     """uint8 frames `[F, H, W, 3]`, sound `[n]` at 24 kHz, bool mask `[F, H, W]` -> latents of a `Sample`."""
     frames, face_mask = torch.as_tensor(frames), torch.as_tensor(face_mask)
-    samples = conditioning.mel_frames(len(frames)) * HOP
-    waveform = fit_length(waveform, samples)
+    mels = conditioning.mel_frames(len(frames))
     return {
         "video": encode(to_float(frames)[None])[0].cpu(),
-        "audio": sound_latent(waveform),
-        "audio_peak": sound_latent(peak_normalise(waveform)),
+        "audio": conditioning.audio_latent(waveform, mels),
+        "audio_peak": conditioning.audio_latent(waveform, mels, normalised=True),
         "mask": cell_mask(face_mask),
     }
 
@@ -103,11 +101,6 @@ def cell_mask(face_mask: Tensor) -> Tensor:
     """bool `[F, H, W]` -> `[T, H/16, W/16]`: the face share of each latent cell (4 frames; the first: 1)."""
     cells = F.avg_pool2d(face_mask.float()[:, None], SPATIAL)[:, 0]
     return torch.cat((cells[:1], cells[1:].unflatten(0, (-1, TEMPORAL)).mean(1)))
-
-
-def encode_voice(waveform: Tensor) -> Tensor:
-    """A reference voice `[n]` at 24 kHz -> `[Lr, 80]`: peak at 0.999146, 0.3 s of silence appended."""
-    return sound_latent(reference_voice(waveform))
 
 
 def prepare(
@@ -215,20 +208,6 @@ class Latents:
         return Sample(**tensors, **texts[place])
 
 
-def draw_span(generator: torch.Generator, frames: int, mels: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The unknown span of an edit: latent frames and the mel frames of the same time, first and end of each.
-
-    Anywhere in the clip and shorter than it; a quarter each leave the video or the audio known whole.
-    """
-    length = int(torch.randint(1, max(2, frames), (), generator=generator))
-    first = int(torch.randint(0, frames - length + 1, (), generator=generator))
-    video = (first, first + length)
-    audio = tuple(conditioning.mel_frames(TEMPORAL * (n - 1) + 1) if n else 0 for n in video)
-    kind = float(torch.rand((), generator=generator))
-    audio = (min(audio[0], mels), mels if video[1] == frames else min(audio[1], mels))
-    return ((0, 0) if kind < 0.25 else video), ((0, 0) if kind > 0.75 else audio)
-
-
 @lru_cache(maxsize=4)
 def _order(seed: int, stage: str, epoch: int, count: int) -> list[int]:
     return torch.randperm(count, generator=seeded(seed, stage, "order", epoch)).tolist()
@@ -251,7 +230,7 @@ class Batches(torch.utils.data.Dataset):
 
     def __post_init__(self):
         self.rows = shared_rows(self.stage, self.rank, self.processes)
-        if set(WITH_VOICE) & set(self.stage.tasks) and self.latents[0].voice is None:
+        if any(map(needs_voice, self.stage.tasks)) and self.latents[0].voice is None:
             raise UserError(
                 f"{self.latents.folder} has no reference voices; name the speakers of your clips, or take "
                 "reference-voice out of the stage's tasks"
@@ -272,19 +251,17 @@ class Batches(torch.utils.data.Dataset):
         chances = torch.tensor(list(stage.tasks.values()), dtype=torch.float64)
         mode = list(stage.tasks)[int(torch.multinomial(chances, 1, generator=generator))]
         null = bool(torch.rand((), generator=generator) < stage.null_share)
-        n_v = int(torch.randint(1, max(2, first.shape[1]), (), generator=generator))
-        mels = self.latents[0].audio.shape[0]
-        span = draw_span(generator, first.shape[1], mels) if mode == EDIT else ((0, 0), (0, 0))
+        anew = conditioning.draw_span(mode, first.shape[1], self.latents[0].audio.shape[0], generator)
         rows = [self._row(step * stage.batch + row, mode, null) for row in self.rows]
         ids = [row.pop("ids") for row in rows]
         captions = [row.pop("caption") for row in rows]
         states = [row.pop("states") for row in rows]
         voices = [row.pop("voice") for row in rows]
-        with_voice = mode in WITH_VOICE
+        with_voice = needs_voice(mode)
         return Batch(
             mode=mode,
             interaction=not null,
-            prefix=(n_v, conditioning.mel_frames(TEMPORAL * (n_v - 1) + 1)),
+            anew=anew,
             **{name: torch.stack([row[name] for row in rows]) for name in rows[0]},
             speech=torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=FILLER),
             speech_lengths=torch.tensor([len(x) for x in ids]),
@@ -292,7 +269,6 @@ class Batches(torch.utils.data.Dataset):
             caption=torch.nn.utils.rnn.pad_sequence(states, batch_first=True) if self.with_states else None,
             voice=torch.nn.utils.rnn.pad_sequence(voices, batch_first=True) if with_voice else None,
             voice_lengths=torch.tensor([len(x) for x in voices]) if with_voice else None,
-            span=span,
         )
 
     def _row(self, g: int, mode: str, null: bool) -> dict:
@@ -303,10 +279,10 @@ class Batches(torch.utils.data.Dataset):
         time = draw_time(generator, self.stage.logit_normal, self.stage.shifts(mode))
         text_drop = self.stage.task_text_drop.get(mode, self.stage.text_drop)
         dropped = null or bool(torch.rand((), generator=generator) < text_drop)
-        said_before = item.voice_transcript if mode in WITH_VOICE else ""
+        said_before = item.voice_transcript if needs_voice(mode) else ""
         null_ids = null_symbol_ids(item.language, said_before)
         ids = null_ids if dropped else symbol_ids(item.transcript, item.language, said_before)
-        audio = item.audio_peak if mode == "audio-driven" else item.audio
+        audio = _audio(item, mode)
         return {
             "video": item.video,
             "audio": audio,
@@ -324,17 +300,25 @@ class Batches(torch.utils.data.Dataset):
         }
 
 
+def needs_voice(mode: str) -> bool:
+    """Whether a mode, or the audio branch alone, is trained with a reference voice."""
+    return mode == VOICE_ALONE or (mode not in ALONE and "voice" in conditioning.MODES[mode].needs)
+
+
+def _audio(item: Sample, mode: str) -> Tensor:
+    return item.audio_peak if mode not in ALONE and conditioning.MODES[mode].normalised else item.audio
+
+
 def one_clip(latents: Latents, index: int, mode: str) -> Batch:
     """A clip as a batch of one, clean: what sampling it again in a task starts from."""
     item = latents[index]
-    audio = item.audio_peak if mode == "audio-driven" else item.audio
-    with_voice = mode == "reference-voice"
+    audio = _audio(item, mode)
+    with_voice = needs_voice(mode)
     ids = symbol_ids(item.transcript, item.language, item.voice_transcript if with_voice else "")
-    n_v = (item.video.shape[1] + 1) // 2
     return Batch(
         mode=mode,
         interaction=True,
-        prefix=(n_v, conditioning.mel_frames(TEMPORAL * (n_v - 1) + 1)),
+        anew=conditioning.example_span(mode, item.video.shape[1], item.audio.shape[0]),
         video=item.video[None],
         audio=audio[None],
         mask=item.mask[None],

@@ -21,7 +21,7 @@ from .. import conditioning
 from ..errors import UserError
 from ..media import files, mel
 from ..media.speech import symbol_ids
-from .data import EncodeVideo, Sample, encode_clip, encode_voice
+from .data import EncodeVideo, Sample, encode_clip
 
 REQUIRED = ("file", "caption", "transcript", "language")
 OPTIONAL = ("faces", "speaker")
@@ -148,8 +148,9 @@ def footage_sample(
     if row.speaker is not None:
         same = [r for r in rows if r.speaker == row.speaker]
         other = same[(same.index(row) + 1) % len(same)]
-        sound = mel.prepare_audio(*files.read_audio(other.file, seconds), require_sound=True)
-        voice, said = encode_voice(sound), other.transcript
+        sound = mel.prepare_audio(*files.read_audio(other.file, seconds))
+        mel.check_audible(sound, str(other.file))
+        voice, said = conditioning.voice_latent(sound), other.transcript
     return Sample(
         **encode_clip(
             files.fit_image(pictures, width, height), mel.prepare_audio(*video.audio), face_mask, encode
@@ -201,7 +202,8 @@ def face_finder() -> FindFace:
             f'OpenCV {cv2.__version__} ships no face detector; give "faces" boxes in the list, '
             'or run `pip install "opencv-python-headless<5"`'
         )
-    cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
+    folder = Path(cv2.__file__).parent / "data"
+    cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
 
     def find(picture: np.ndarray) -> tuple[float, float, float, float] | None:
         grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ from ..model.dit import DualBranchDiT
 from ..model.inputs import TextConditioning
 from ..sampling.guidance import Guidance
 from ..sampling.sampler import sample
-from ..weights.checkpoint import load_model, save_checkpoint
+from ..weights.checkpoint import load_model
+from ..weights.convert import save_checkpoint
 from . import cast_ops
 from .data import Batches, Latents, one_clip
 from .initialise import initialise, other_interaction
@@ -181,7 +183,7 @@ def train(
 
 def fit(
     accelerator,
-    objective: Objective,
+    objective: nn.Module,
     stage: Schedule,
     batches: torch.utils.data.Dataset,
     folder: Path,
@@ -275,7 +277,7 @@ def _accumulate(
 def _full_state(objective: nn.Module, trained_only: bool = True) -> dict[str, Tensor]:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
     state = get_model_state_dict(objective, options=options)
-    return {name: value.clone() for name, value in state.items()}
+    return {name: value.clone() for name, value in cast(dict[str, Tensor], state).items()}
 
 
 def _save(accelerator, folder: Path, step: int, objective, optimizer, average: MovingAverage) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ def add_lora(
         for name, layer in list(model.named_modules()):
             if target.fullmatch(name):
                 parent, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, LowRank(layer, rank, alpha))
+                setattr(model.get_submodule(parent), leaf, LowRank(cast(nn.Linear, layer), rank, alpha))
     return model
 
 

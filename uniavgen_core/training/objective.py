@@ -1,13 +1,14 @@
 """The training objective (SPEC section 8): flow matching on both branches and the face mask.
 
 `x_t = (1 - t) data + t noise`, the model's time is `1000 t`, its target the velocity `noise - data`.
-Known and reference tokens enter clean and carry no loss.
+Conditioned and reference tokens enter clean and carry no loss.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +20,14 @@ from ..media.caption import CaptionEncoder, clean
 from ..model.dit import DualBranchDiT
 from ..model.inputs import ActiveParts, Conditioned, References, TextConditioning
 from ..model.layers import Attention
+from ..sampling.guidance import speech_features
 from . import cast_ops
 
 AUDIO_ALONE, VOICE_ALONE = "audio", "audio-voice"
 ALONE = (AUDIO_ALONE, VOICE_ALONE)
-EDIT = "edit"
-WITH_VOICE = ("reference-voice", VOICE_ALONE)
-MODES = (*ALONE, *conditioning.MODES, EDIT)
-"""What a step can train: the audio branch alone (stage 1), without or with a reference voice, one of the five
-tasks, or a span of a clip."""
+MODES = (*ALONE, *conditioning.MODES)
+"""What a step can train: the audio branch alone (stage 1), without or with a reference voice, or one of the
+modes."""
 SEAM = (1, 6)
 """How many unknown latent frames and mel frames on either side of a seam count as next to it."""
 
@@ -39,15 +39,14 @@ class Batch:
     video `[B, C, T, H, W]`, audio `[B, L, bands]`: clean latents; `mask` `[B, T, H, W]`: share of each
     latent cell that is face; `time` `[B]` in 0..1; `speech` `[B, N]` symbol ids, padded, with
     `speech_lengths` `[B]`; `caption` `[B, M, dim]` states, or None where `captions` are encoded by the
-    objective; `voice` `[B, Lr, bands]` with `voice_lengths` `[B]` in the modes `WITH_VOICE`;
-    `prefix`: known latent frames and mel frames of a continuation; `span`: first and end of the unknown
-    latent frames and mel frames of an edit; `interaction`: off in a null pass; `said_before` `[B]`: how
-    many symbols of `speech` the reference voice says.
+    objective; `voice` `[B, Lr, bands]` with `voice_lengths` `[B]` where a mode has one; `anew`:
+    the latent frames and mel frames that continuation and edit generate; `interaction`: off in a null pass;
+    `said_before` `[B]`: how many symbols of `speech` the reference voice says.
     """
 
     mode: str
     interaction: bool
-    prefix: tuple[int, int]
+    anew: conditioning.Anew
     video: Tensor
     audio: Tensor
     mask: Tensor
@@ -60,7 +59,6 @@ class Batch:
     caption: Tensor | None = None
     voice: Tensor | None = None
     voice_lengths: Tensor | None = None
-    span: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
     said_before: Tensor | None = None
 
     def __len__(self) -> int:
@@ -118,8 +116,7 @@ def flow_loss(
         return velocity.new_zeros(())
     near = F.max_pool1d(known.float()[None], 2 * reach + 1, 1, reach)[0, unknown]
     weight = (1 + (seam_weight - 1) * near).to(data.device)
-    unknown = unknown.to(data.device)
-    square = (velocity - (noise - data)).square().index_select(axis, unknown)
+    square = (velocity - (noise - data)).square().index_select(axis, unknown.to(data.device))
     return (square.movedim(axis, -1) * (weight / weight.mean())).mean()
 
 
@@ -138,27 +135,21 @@ def mask_loss(predicted: dict[int, Tensor], target: Tensor) -> Tensor:
 
 
 def conditions(batch: Batch, variant: str, patch: tuple[int, int]) -> conditioning.Task:
-    """What is known in this batch (SPEC section 6)."""
-    video, audio = batch.video, batch.audio
-    image, frames, mels = video[:, :, :1], video.shape[2], audio.shape[1]
-    bands = audio.shape[2]
-    if batch.mode in ALONE:  # one known token stands for the picture, and nothing looks at it
-        nothing = video.new_zeros(*video.shape[:2], 1, *patch)
-        task = conditioning.dubbing(nothing, mels, batch.voice, bands)
-        return dataclasses.replace(task, reference_mel_lengths=batch.voice_lengths)
-    if batch.mode == "joint":
-        return conditioning.joint(image, frames, mels, bands)
-    if batch.mode == "reference-voice":
-        task = conditioning.reference_voice(image, batch.voice, frames, mels, variant)
-        return dataclasses.replace(task, reference_mel_lengths=batch.voice_lengths)
-    if batch.mode == "continuation":
-        n_v, n_a = batch.prefix
-        return conditioning.continuation(video[:, :, :n_v], audio[:, :n_a], frames, mels)
-    if batch.mode == "dubbing":
-        return conditioning.dubbing(video, mels, bands=bands)
-    if batch.mode == EDIT:
-        return conditioning.edit(image, video, audio, *batch.span)
-    return conditioning.audio_driven(image, audio, frames)
+    """What is conditioned in this batch (SPEC section 6)."""
+    mode, video, audio = batch.mode, batch.video, batch.audio
+    if mode in ALONE:  # one conditioned token stands for the video, and the interaction is off
+        mode, video = "dubbing", video.new_zeros(*video.shape[:2], 1, *patch)
+    return conditioning.condition(
+        mode,
+        video,
+        audio,
+        video.shape[2],
+        audio.shape[1],
+        anew=batch.anew,
+        variant=variant,
+        reference_mel=batch.voice,
+        reference_mel_lengths=batch.voice_lengths,
+    )
 
 
 def _reading(mel: Tensor, first: Tensor, end: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -194,7 +185,7 @@ class TextGuide:
         self.attention = attention
         spoken, place = _reading(batch.audio, before, batch.speech_lengths)
         spoken = spoken * says
-        if batch.voice is not None:
+        if batch.voice is not None and batch.voice_lengths is not None:
             there = torch.arange(batch.voice.shape[1], device=place.device) < batch.voice_lengths[:, None]
             voiced, place_before = _reading(batch.voice, torch.zeros_like(before), before, there)
             spoken, place = torch.cat((voiced, spoken), 1), torch.cat((place_before, place), 1)
@@ -234,8 +225,8 @@ class Objective(nn.Module):
     ):
         super().__init__()
         self.model, self.dtype, self.seam_weight = model, dtype, seam_weight
-        self.caption_model = caption and caption.model
-        self.tokenizer = caption and caption.tokenizer
+        self.caption_model: nn.Module | None = caption.model if caption else None
+        self.tokenizer: Any = caption.tokenizer if caption else None
 
     def forward(self, batch: Batch, lambda_m: float, lambda_g: float = 0.0) -> dict[str, Tensor]:
         """Scalars: "loss" (to be minimised) and its parts "video", "audio", "mask", "guide"."""
@@ -245,7 +236,7 @@ class Objective(nn.Module):
         clean_video = task.clean_video if alone else batch.video
         video_noise = torch.zeros_like(clean_video) if alone else batch.video_noise
         t = batch.time
-        video, audio = task.known(
+        video, audio = task.apply(
             torch.lerp(clean_video, video_noise, t.view(-1, 1, 1, 1, 1)),
             torch.lerp(batch.audio, batch.audio_noise, t.view(-1, 1, 1)),
         )
@@ -264,18 +255,19 @@ class Objective(nn.Module):
             1000 * t,
             text.to(self.dtype),
             references.to(self.dtype),
-            Conditioned(task.known_video, task.known_audio),
+            Conditioned(task.conditioned_video, task.conditioned_audio),
             ActiveParts(a2v=interaction, v2a=interaction and task.v2a),
             attention=attention,
             audio_attention=text_guide or attention,
         )
         # In audio-driven and joint clips the first frame is given: a seam of its own that needs no weight.
-        weight = self.seam_weight if batch.mode in ("continuation", EDIT) else 1.0
-        seams = ((SEAM[0], weight), (SEAM[1], weight))
+        weight = self.seam_weight if batch.mode in ("continuation", "edit") else 1.0
         parts = {
-            "video": flow_loss(velocity.video, video_noise, clean_video, task.known_video, 2, *seams[0]),
+            "video": flow_loss(
+                velocity.video, video_noise, clean_video, task.conditioned_video, 2, SEAM[0], weight
+            ),
             "audio": flow_loss(
-                velocity.audio, batch.audio_noise, batch.audio, task.known_audio, 1, *seams[1]
+                velocity.audio, batch.audio_noise, batch.audio, task.conditioned_audio, 1, SEAM[1], weight
             ),
             "mask": mask_loss({} if alone else velocity.face_masks, token_mask(batch.mask, config.patch)),
         }
@@ -288,6 +280,8 @@ class Objective(nn.Module):
     def caption_states(self, batch: Batch) -> Tensor:
         """`[B, M, caption_dim]`, zero past the end of each caption."""
         if self.caption_model is None:
+            if batch.caption is None:
+                raise ValueError("the batch has no caption states and the objective no caption encoder")
             return batch.caption
         tokens = self.tokenizer(
             [clean(text) for text in batch.captions],
@@ -302,13 +296,7 @@ class Objective(nn.Module):
 
     def speech_features(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """`[B, N, speech_dim]`; each text is encoded at its own length, as in inference."""
-        features = []
-        for length in lengths.unique().tolist():
-            rows = (lengths == length).nonzero()[:, 0]
-            encoded = self.model.text_embedding(ids[rows, :length])
-            features.append((rows, F.pad(encoded, (0, 0, 0, ids.shape[1] - length))))
-        order = torch.cat([rows for rows, _ in features]).argsort()
-        return torch.cat([encoded for _, encoded in features])[order]
+        return speech_features(self.model.text_embedding, ids, lengths)
 
 
 def recompute_blocks(model: DualBranchDiT) -> None:

@@ -6,13 +6,21 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ..conditioning import MODES as TASKS
 from ..errors import UserError
 from ..model.config import Config
 from .objective import ALONE, AUDIO_ALONE, MODES
 
-TASK_MIX = dict(zip(TASKS, (4.0, 1.0, 1.0, 2.0, 2.0)))
+TASK_MIX: dict[str, float] = {
+    "joint": 4.0,
+    "reference-voice": 1.0,
+    "continuation": 1.0,
+    "dubbing": 2.0,
+    "audio-driven": 2.0,
+    "edit": 0.0,
+}
+"""How often each mode is trained: the paper's mix (SPEC section 8), which has no edit."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,7 @@ class Recipe:
     def from_dict(cls, values: dict) -> Recipe:
         """Raises UserError for values that make no recipe."""
         try:
-            stages = tuple(Stage(**{k: _tuples(v) for k, v in stage.items()}) for stage in values["stages"])
+            stages = tuple(map(_read_stage, values["stages"]))
             return cls(**{**values, "config": Config.from_dict(values["config"]), "stages": stages})
         except UserError:
             raise
@@ -175,7 +183,12 @@ class Recipe:
             raise UserError(f"this is no recipe: {error}; see `uniavgen train recipe`") from error
 
 
-def _tuples(value):
+def _read_stage(values: dict[str, Any]) -> Stage:
+    given: dict[str, Any] = {k: _tuples(v) for k, v in values.items()}
+    return Stage(**given)
+
+
+def _tuples(value: Any) -> Any:
     """JSON's lists as tuples, in dicts too."""
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}

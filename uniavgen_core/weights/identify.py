@@ -1,222 +1,283 @@
-"""What a model file is, from its place, first bytes, header and tensor names; nothing is unpickled."""
+"""What a weights file or folder is, for every part: model, VAE, text encoder and vocoder (SPEC section 9).
+
+A part may be one file, a folder, an index or one shard of several (which stands for all). Everything is
+decided on headers and tensor names; see `files` for how they are read.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from typing import Literal
 
 from ..errors import UserError
-
-EXPECTED = "a UniAVGen checkpoint (a .safetensors file or the folder of its shards)"
-MAX_HEADER = 100_000_000
-INDEX = ".safetensors.index.json"
-SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
-
-TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a file is: a short `kind`, the same in words, and what to do with it."""
-
-    kind: str
-    what: str
-    advice: str
-
-
-class WrongFile(UserError):
-    """A file or folder that holds no usable UniAVGen checkpoint; `identity` says what it is."""
-
-    def __init__(self, path: Path, identity: Identity):
-        super().__init__(f"{path} is {identity.what}; expected {EXPECTED}: {identity.advice}")
-        self.identity = identity
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor as its file's header describes it; `dtype` is safetensors' code, such as BF16."""
-
-    stored_name: str
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def parameters(self) -> int:
-        return math.prod(self.shape)
-
-
-AGAIN = "download it again"
-UNIAVGEN = Identity("uniavgen", "a UniAVGen checkpoint", "load it as the model")
-MISSING = Identity("missing", "not there", "check the path")
-EMPTY = Identity("empty", "an empty file", AGAIN)
-ZEROS = Identity("truncated", "an unfinished download (it starts with zeros)", AGAIN)
-PICKLE = Identity(
-    "pickle", "a PyTorch pickle, which is never opened because it can run code", "get it as .safetensors"
+from .files import (
+    MISSING,
+    SHARD,
+    Identity,
+    TensorFiles,
+    TensorInfo,
+    Unreadable,
+    WrongFile,
+    damaged,
+    parse_json,
+    read_header,
+    some,
 )
-ZIP = Identity("zip", "a zip archive", "unpack it and choose the .safetensors file in it")
-GGUF = Identity("gguf", "a GGUF file", "get the .safetensors file; `uniavgen convert --dtype fp8` shrinks it")
-HTML = Identity("html", "a web page saved in place of the file", "use the site's download link")
-LFS = Identity("git-lfs", "a git-lfs pointer, not the file itself", "run `git lfs pull` in its folder")
-JSON = Identity("json", "a JSON file", "choose the .safetensors file or its folder")
-TEXT = Identity("text", "a text file", "choose the .safetensors file or its folder")
-BINARY = Identity("binary", "no safetensors file, nor any known model format", "choose another file")
+
+Part = Literal["model", "vae", "text_encoder", "vocoder"]
+
+EXPECTED: dict[str, str] = {
+    "model": "a UniAVGen checkpoint (a .safetensors file or the folder of its shards)",
+    "vae": "the Wan2.2 VAE (Wan2.2_VAE.pth, wan2.2_vae.safetensors or a diffusers folder of it)",
+    "text_encoder": "umT5-xxl (the release's .pth, ComfyUI's .safetensors or a transformers folder)",
+    "vocoder": "a vocoder: Qwen2.5-Omni's BigVGAN (code2wav_bigvgan_model, one file or the token2wav shards)",
+}
+KINDS = {"uniavgen": "model", "wan2.2-vae": "vae", "umt5": "text_encoder", "bigvgan": "vocoder"}
+# part -> names that it has in the release, in ComfyUI's folders or in a diffusers folder, best first
+NAMES = {
+    "vae": ("Wan2.2_VAE.pth", "wan2.2_vae*.safetensors", "vae"),
+    "text_encoder": ("models_t5_umt5-xxl*.pth", "umt5*xxl*.safetensors", "text_encoder"),
+    "vocoder": ("code2wav_bigvgan_model", "*bigvgan*.safetensors", "vocoder"),
+}
+INDEX = ".safetensors.index.json"
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
+OMNI_VOCODER = "token2wav.code2wav_bigvgan_model."
+
 LORA = Identity("lora", "a LoRA", "choose the model here and apply the LoRA to it in ComfyUI")
+UNIAVGEN = Identity("uniavgen", "a UniAVGen checkpoint", "give it where the model is asked for")
 WAN_DOWNLOAD = "download MCG-NJU/UniAVGen, which holds both branches"
 VAE_PLACE = "give it where the VAE is asked for"
 TEXT_PLACE = "give it where the caption encoder is asked for"
 VOCODER = Identity("bigvgan", "a BigVGAN vocoder", "give it where the vocoder is asked for")
+WEIGHT_NORM = Identity(
+    "vocoder", "another vocoder (with weight norm)", "download code2wav_bigvgan_model of MCG-NJU/UniAVGen"
+)
+OMNI = Identity(
+    "qwen2.5-omni",
+    "a part of Qwen2.5-Omni without the vocoder",
+    "download its shards that hold token2wav, the last ones",
+)
 
 
-def locate(path: Path) -> tuple[list[Path], dict[str, str], dict]:
-    """The files of a checkpoint, its index (tensor name -> file name) and its folder's config.json."""
+@dataclass(frozen=True)
+class Source:
+    """Files that belong together. `weight_map`: of the index, as far as it is needed; `absent`: needed shards
+    that are not there; `others`: shards of the index that hold nothing of use."""
+
+    path: Path
+    files: list[Path]
+    weight_map: dict[str, str] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    settings: dict = field(default_factory=dict)
+
+
+def identify(path: str | Path) -> Identity:
+    """Say what a file or folder is; reads no tensor and runs no code.
+
+    Kinds: uniavgen, lora, wan2.2-5b, wan2.1, wan, wan2.2-vae, wan2.1-vae, vae, umt5, t5, bigvgan, vocoder,
+    qwen2.5-omni, other, and for what cannot be opened missing, empty, truncated, damaged, missing shard,
+    pickle, zip, gguf, html, git-lfs, json, text, binary, folder.
+    """
+    try:
+        return open_any(Path(path)).identity
+    except WrongFile as error:
+        return error.identity
+
+
+def open_any(path: Path) -> TensorFiles:
+    """Open whatever part lies there; of a folder with several the model, else the first of `EXPECTED`.
+
+    Raises:
+        WrongFile: no part of UniAVGen.
+    """
+    first = None
+    for part in EXPECTED:
+        try:
+            return open_part(path, part)
+        except WrongFile as error:
+            if error.identity.kind not in KINDS and first is None:
+                first = error
+    assert first is not None  # a kind of KINDS is opened as its own part
+    raise first
+
+
+def open_part(path: str | Path, part: Part | str) -> TensorFiles:
+    """Open a part: a file, a folder, an index, or one shard (which stands for all).
+
+    Of a folder with several parts, such as the release, the one asked for is taken. Only headers are read;
+    a missing or cut shard is found here, before anything is loaded.
+
+    Raises:
+        WrongFile: something else; the line says what it is instead.
+        UserError: a broken config or index, a file without permission.
+    """
+    path = Path(path)
     if not path.exists():
-        raise WrongFile(path, MISSING)
-    if path.is_dir():
-        files, weight_map, _ = locate(_folder_entry(path))
-        return files, weight_map, _folder_settings(path)
+        raise WrongFile(path, MISSING, EXPECTED[part])
+    if not path.is_dir():
+        return _read(_source(path, part), path, part)
+
+    fitting, faults = [], []
+    sources = _sources(path, part)
+    for source in sources:
+        try:
+            fitting.append(_read(source, source.path if len(sources) > 1 else path, part))
+        except WrongFile as error:
+            faults.append(error)
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = some([source.path.name for source in sources])
+        raise WrongFile(
+            path,
+            Identity("folder", f"a folder with {len(fitting)} of them", f"name one ({names})"),
+            EXPECTED[part],
+        )
+    for name in NAMES.get(part, ()):
+        if (path / name).is_dir():
+            return open_part(path / name, part)
+    if faults:
+        hinted = [
+            e for s, e in zip(sources, faults) if any(s.path.match(name) for name in NAMES.get(part, ()))
+        ]
+        raise min(hinted or faults, key=lambda error: error.identity.kind in KINDS)
+    inside = [p.name for p in sorted(path.iterdir()) if p.is_dir() and any(p.glob("*.safetensors"))]
+    advice = f"choose its {some(inside)}" if inside else "download the model into it or choose another one"
+    raise WrongFile(path, Identity("folder", "a folder without safetensors files", advice), EXPECTED[part])
+
+
+def find_parts(model: str | Path | None) -> dict[str, Path]:
+    """Where `vae`, `text_encoder` and `vocoder` lie in the folder given as the model, where they are there.
+
+    By name, so that a damaged file is named when it is loaded; else by what a file holds.
+    """
+    folder = Path(model) if model else None
+    if folder is None or not folder.is_dir():
+        return {}
+    found = {}
+    for part, names in NAMES.items():
+        path = next((path for name in names for path in sorted(folder.glob(name))), None)
+        if path is None:
+            try:
+                path = open_part(folder, part).files[0]
+            except UserError:
+                continue
+        found[part] = path
+    return found
+
+
+def _source(path: Path, part: str) -> Source:
+    """What a file stands for: itself, or all shards of its index or its series."""
     shard = SHARD.fullmatch(path.name)
     if path.name.endswith(INDEX):
-        index = path
-    elif shard and int(shard["count"]) > 1:
+        return _indexed(path, part)
+    if shard and int(shard["count"]) > 1:
         index = path.with_name(shard["stem"] + INDEX)
-        if not index.exists():
-            what = f"one shard of {int(shard['count'])} without {index.name} beside it"
-            raise WrongFile(path, Identity("missing shard", what, "download the whole folder"))
-    else:
-        return [path], {}, {}
+        return _indexed(index, part) if index.exists() else _series(path, shard)
+    return Source(path, [path])
 
+
+def _sources(folder: Path, part: str) -> list[Source]:
+    """The indexes, series of shards and single files of a folder."""
+    visible = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    indexes = [_indexed(p, part) for p in visible if p.name.endswith(INDEX)]
+    used = {file for source in indexes for file in source.files + source.others}
+    sources = {source.path: source for source in indexes}
+    for path in visible:
+        tensors = path.suffix in (".safetensors", ".pth") or path.match("pytorch_model*.bin")
+        if tensors and path not in used:
+            source = Source(path, [path], settings=_settings(folder))
+            if shard := SHARD.fullmatch(path.name):
+                source = _series(path, shard)
+                used |= set(source.files)
+            sources[source.path] = source
+    return list(sources.values())
+
+
+def _indexed(index: Path, part: str) -> Source:
     weight_map = parse_json(index.read_bytes(), index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise WrongFile(index, _damaged("an index without a weight_map"))
-    names = sorted(set(weight_map.values()))
-    outside = [n for n in names if Path(n).name != n]
+        raise WrongFile(index, damaged("an index without a weight_map"), EXPECTED[part])
+    outside = [n for n in set(weight_map.values()) if Path(n).name != n]
     if outside:
-        raise WrongFile(index, _damaged(f"an index to other folders ({some(outside)})"))
+        raise WrongFile(index, damaged(f"an index to other folders ({some(outside)})"), EXPECTED[part])
+    others = []
+    if any(name.startswith(OMNI_VOCODER) for name in weight_map):  # only these shards are needed
+        others = [index.with_name(name) for name in set(weight_map.values())]
+        weight_map = {n: file for n, file in weight_map.items() if n.startswith(OMNI_VOCODER)}
+    names = sorted(set(weight_map.values()))
     absent = [n for n in names if not (index.parent / n).is_file()]
-    if absent:
-        what = f"a checkpoint with {len(absent)} of {len(names)} shards missing ({some(absent)})"
-        raise WrongFile(path, Identity("missing shard", what, f"download them into {index.parent}"))
-    return [index.parent / n for n in names], weight_map, _folder_settings(index.parent)
+    files = [index.parent / n for n in names if n not in absent]
+    return Source(index, files, weight_map, absent, others, _settings(index.parent))
 
 
-def _folder_entry(folder: Path) -> Path:
-    """The index in a folder, else its only safetensors file."""
-    visible = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    indexes = [p for p in visible if p.name.endswith(INDEX)]
-    files = [p for p in visible if p.suffix == ".safetensors"]
-    if len(indexes) == 1:
-        return indexes[0]
-    if len(files) == 1:
-        return files[0]
-    if files:
-        what = f"a folder with {len(files)} safetensors files and {len(indexes)} indexes"
-        advice = f"name one of them ({some([p.name for p in indexes or files])})"
-        raise WrongFile(folder, Identity("folder", what, advice))
-    inside = [p.name for p in visible if p.is_dir() and any(p.glob("*.safetensors"))]
-    advice = f"choose its {some(inside)}" if inside else "download the model into it or choose another one"
-    raise WrongFile(folder, Identity("folder", "a folder without safetensors files", advice))
+def _series(path: Path, shard: re.Match) -> Source:
+    """A shard and its neighbours, without an index."""
+    count = int(shard["count"])
+    names = [f"{shard['stem']}-{i:05d}-of-{count:05d}{shard['suffix']}" for i in range(1, count + 1)]
+    absent = [n for n in names if not path.with_name(n).is_file()]
+    files = [path.with_name(n) for n in names if n not in absent]
+    return Source(files[0], files, absent=absent, settings=_settings(path.parent))
 
 
-def _folder_settings(folder: Path) -> dict:
+def _settings(folder: Path) -> dict:
     file = folder / "config.json"
     return parse_json(file.read_bytes(), file) if file.is_file() else {}
 
 
-def parse_json(text: str | bytes, name: str | Path) -> dict:
-    """A JSON object from the file or entry `name`."""
+def _read(source: Source, path: Path, part: str) -> TensorFiles:
+    """Open the files of a source as `part`; `path` is how messages name it."""
+    stored: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise UserError(f"{name} is not a JSON object: correct or remove it, or {AGAIN}")
-    return value
+        for file in source.files:
+            tensors, notes = read_header(file)
+            twice = sorted(stored.keys() & tensors.keys())
+            if twice:
+                what = f"a checkpoint with {twice[0]} in two shards"
+                raise Unreadable(
+                    file, Identity("damaged", what, "download index and shards again, of one release")
+                )
+            stored |= tensors
+            metadata |= notes
+    except Unreadable as error:
+        raise WrongFile(error.file if path.is_dir() else path, error.identity, EXPECTED[part]) from error
+    vocoder = _vocoder_prefix(stored)
+    if source.absent and (source.weight_map or vocoder is None):
+        of = len(source.absent) + len(source.files)
+        what = f"a checkpoint with {len(source.absent)} of {of} shards missing ({some(source.absent)})"
+        advice = f"download them into {source.path.parent}"
+        raise WrongFile(path, Identity("missing shard", what, advice), EXPECTED[part])
+    lost = [n for n, shard in source.weight_map.items() if n not in stored or stored[n].file.name != shard]
+    if lost:
+        what = f"a checkpoint whose shards lack {len(lost)} tensors of the index ({some(lost)})"
+        identity = Identity("damaged", what, "download index and shards again, of one release")
+        raise WrongFile(path, identity, EXPECTED[part])
+
+    if vocoder is None:
+        prefix = next((p for p in PREFIXES if 2 * sum(n.startswith(p) for n in stored) > len(stored)), "")
+        stored = {name.removeprefix(prefix): info for name, info in stored.items()}
+        identity = identify_tensors(stored)
+    else:
+        prefix, identity = vocoder, VOCODER
+        stored = {n.removeprefix(prefix): info for n, info in stored.items() if n.startswith(prefix)}
+    if KINDS.get(identity.kind) != part:
+        raise WrongFile(path, identity, EXPECTED[part])
+    files = list(dict.fromkeys(info.file for info in stored.values()))
+    return TensorFiles(path, files, identity, prefix, stored, metadata, source.settings)
 
 
-def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Tensors and metadata of one safetensors file, whose size must be what its header says."""
-    size = file.stat().st_size
-    if size == 0:
-        raise WrongFile(file, EMPTY)
-    try:
-        with file.open("rb") as opened:
-            head = opened.read(1024)
-            length = int.from_bytes(head[:8], "little")
-            if length > MAX_HEADER or head[8:9] != b"{":
-                raise WrongFile(file, _identify_bytes(head))
-            opened.seek(8)
-            text = opened.read(length)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
-    if size < 8 + length:
-        raise WrongFile(file, _cut(size, 8 + length))
-    try:
-        header = json.loads(text)
-        metadata = header.pop("__metadata__", {})
-        tensors = {n: TensorInfo(n, file, tuple(e["shape"]), e["dtype"]) for n, e in header.items()}
-        places = sorted((*entry["data_offsets"], name) for name, entry in header.items())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WrongFile(file, _damaged("a safetensors file with a broken header")) from error
-    end = 0
-    for begin, stop, name in places:
-        dtype = TORCH_DTYPES.get(tensors[name].dtype)
-        fits = dtype is None or stop - begin == tensors[name].parameters * dtype.itemsize
-        if begin != end or not fits:
-            raise WrongFile(file, _damaged(f"a safetensors file with a wrong entry {name}"))
-        end = stop
-    if size < 8 + length + end:
-        raise WrongFile(file, _cut(size, 8 + length + end))
-    if size > 8 + length + end:
-        raise WrongFile(file, _damaged(f"a safetensors file with {size - 8 - length - end} bytes too many"))
-    return tensors, metadata
-
-
-def _damaged(what: str) -> Identity:
-    return Identity("damaged", what, AGAIN)
-
-
-def _cut(size: int, whole: int) -> Identity:
-    return Identity("truncated", f"a cut safetensors file ({size} of at least {whole} bytes)", AGAIN)
-
-
-def _identify_bytes(head: bytes) -> Identity:
-    """What a file that is no safetensors file starts like."""
-    text = head.lstrip()
-    if head.startswith(b"PK\x03\x04"):
-        return PICKLE if b"/data.pkl" in head else ZIP
-    if head[0] == 0x80 and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return PICKLE
-    if head.startswith(b"GGUF"):
-        return GGUF
-    if text[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return HTML
-    if head.startswith(b"version https://git-lfs"):
-        return LFS
-    if not head.strip(b"\0"):
-        return ZEROS
-    if b"\0" not in head and head.decode("utf-8", "replace").count("\ufffd") <= 1:
-        return JSON if text.startswith((b"{", b"[")) else TEXT
-    return BINARY
+def _vocoder_prefix(names: Iterable[str]) -> str | None:
+    """What stands before the names of a BigVGAN among these; None if there is none."""
+    names = set(names)
+    if any(name.startswith(OMNI_VOCODER) for name in names):
+        return OMNI_VOCODER
+    heads = [n.removesuffix("conv_pre.weight") for n in names if n.endswith("conv_pre.weight")]
+    return next((h for h in heads if any(n.startswith((f"{h}resblocks.", f"{h}ups.")) for n in names)), None)
 
 
 def identify_tensors(stored: Mapping[str, TensorInfo]) -> Identity:
@@ -241,22 +302,20 @@ def identify_tensors(stored: Mapping[str, TensorInfo]) -> Identity:
     if latent == 48:
         return Identity("wan2.2-vae", "the Wan2.2 VAE", VAE_PLACE)
     if latent == 16:
-        return Identity("wan2.1-vae", "the Wan2.1 VAE", "get the Wan2.2 VAE and " + VAE_PLACE)
+        return Identity(
+            "wan2.1-vae", "the Wan2.1 VAE (16 latent channels)", "get the Wan2.2 VAE and " + VAE_PLACE
+        )
     if "decoder.conv_in.weight" in stored or "decoder.conv1.weight" in stored:
         return Identity("vae", "the VAE of another model", "get the Wan2.2 VAE and " + VAE_PLACE)
     embedding = stored.get("shared.weight") or stored.get("token_embedding.weight")
-    if embedding and any(
-        "SelfAttention.relative_attention_bias" in n or "pos_embedding" in n for n in stored
-    ):
-        if embedding.shape[0] == 256384:
+    encoder = [name for name in stored if name.startswith(("encoder.", "blocks."))]
+    biases = sum("SelfAttention.relative_attention_bias" in n or "pos_embedding" in n for n in encoder)
+    if embedding and biases:
+        if embedding.shape[0] == 256384 or biases > 1:  # T5 has one for all layers, umT5 one each
             return Identity("umt5", "the umT5 text encoder", TEXT_PLACE)
         return Identity("t5", "a T5 text encoder", "get umT5-xxl and " + TEXT_PLACE)
-    if any("conv_pre.weight" in name for name in stored) and any("resblocks." in name for name in stored):
-        return VOCODER
+    if any("conv_pre.weight_g" in name or "conv_pre.parametrizations" in name for name in stored):
+        return WEIGHT_NORM
+    if any(name.startswith(("thinker.", "talker.", "token2wav.")) for name in stored):
+        return OMNI
     return Identity("other", f"another model ({len(stored)} tensors: {some(stored)})", "choose another file")
-
-
-def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first few names, for a message."""
-    names = list(names)
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -133,17 +133,17 @@ def _evaluation(options: argparse.Namespace):
 
     from tqdm import tqdm
 
+    from ...pipeline import Pipeline
     from ..clips import Theatre
     from .recogniser import EMBEDDED_FILE, load_recogniser
     from .runs import Evaluation
-    from .sampling import Parts
 
     weights = options.weights(options)
     settings = weights.settings()
     theatre = Theatre(0, "held-out", options.frames, (options.size, options.size))
     recogniser = load_recogniser(options.recogniser or EMBEDDED_FILE)
     return Evaluation(
-        Parts.load(weights),
+        Pipeline.load(weights, keep=True),
         recogniser,
         theatre,
         Path(options.out),

@@ -216,7 +216,7 @@ def lag_figure(curves: dict[str, list[float]]) -> str:
         axes.plot(LAGS, curve, label=name, **_line(i))
     axes.set_xticks(LAGS)
     axes.grid(axis="y", color="#e5e5e5")
-    figure.legend(loc="outside right")
+    figure.legend(loc="outside right")  # pyright: ignore[reportArgumentType]
     return _svg(figure)
 
 

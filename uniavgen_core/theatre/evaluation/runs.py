@@ -18,11 +18,12 @@ from ...media import files
 from ...media.mel import SAMPLE_RATE, latent_to_mel, prepare_audio
 from ...media.vae import TEMPORAL
 from ...model.dit import DualBranchDiT
-from ...sampling.guidance import Guidance
+from ...pipeline import Pipeline
+from ...sampling.defaults import Guidance
 from ..clips import Theatre, measure_aperture, measure_pitch, shows_puppet
 from .metrics import Face, amplitude, mask_iou, measure, measure_any, mel_seam, picture_seam, pitch_error
 from .recogniser import Recogniser, is_known, word_errors, words
-from .sampling import Example, Made, Parts, ceiling, face_masks, make, seam
+from .sampling import Example, GeneratedClip, ceiling, face_masks, make
 
 BASELINES = ("truth", "ceiling", "mismatched", "face-mask")
 VARIANTS = {
@@ -58,7 +59,7 @@ class Evaluation:
         UserError: `out` holds another evaluation.
     """
 
-    parts: Parts
+    pipeline: Pipeline
     recogniser: Recogniser
     theatre: Theatre
     out: Path
@@ -79,7 +80,7 @@ class Evaluation:
         if self.batch < 1:
             raise UserError(f"--batch is {self.batch}; use at least 1")
         self.about = {
-            "model": fingerprint(self.parts.model),
+            "model": fingerprint(self.pipeline.model.get()),
             "theatre": [self.theatre.seed, self.theatre.split, self.theatre.frames, *self.theatre.size],
             "seed": self.seed,
             "steps": self.steps,
@@ -115,7 +116,7 @@ class Evaluation:
         """What is measured on these clips in run `name`."""
         examples = [self._example(i) for i in indices]
         if name == "face-mask":
-            for example, (mask, target) in zip(examples, face_masks(self.parts, examples, self.seed)):
+            for example, (mask, target) in zip(examples, face_masks(self.pipeline, examples, self.seed)):
                 yield {"index": example.index, "mask_iou": mask_iou(mask, target)}
             return
         if name == "mismatched":
@@ -127,13 +128,14 @@ class Evaluation:
         start = time.perf_counter()
         if name == "truth":
             made = [
-                Made(e.clip.frames, e.clip.waveform, e.latents["video"], e.latents["audio"]) for e in examples
+                GeneratedClip(e.clip.frames, e.clip.waveform, e.latents["video"], e.latents["audio"])
+                for e in examples
             ]
         elif name == "ceiling":
-            made = [ceiling(self.parts, example) for example in examples]
+            made = [ceiling(self.pipeline, example) for example in examples]
         else:
             how = sampler(self.guidance, self.steps, variant)
-            made = make(self.parts, examples, mode, *how, self.shift, self.seed, variant != "cut")
+            made = make(self.pipeline, examples, mode, *how, self.shift, self.seed, variant != "cut")
         seconds = (time.perf_counter() - start) / len(examples)
         heard = self.recogniser.transcribe(torch.from_numpy(np.stack([m.waveform for m in made])))
         for example, clip, text in zip(examples, made, heard):
@@ -143,34 +145,37 @@ class Evaluation:
                 write_clip(self.out / row["clip"], clip)
             yield row
 
-    def _row(self, mode: str, example: Example, made: Made, heard: str) -> dict:
+    def _row(self, mode: str, example: Example, made: GeneratedClip, heard: str) -> dict:
         clip, index = example.clip, example.index
-        n_v, seam_frame = seam(len(example.latents["mask"]))
-        n_a = conditioning.mel_frames(seam_frame)
-        first = seam_frame if mode == "continuation" else 0
+        task = conditioning.MODES.get(mode)  # None: a baseline
+        lengths = len(example.latents["mask"]), len(example.latents["audio"])
+        anew = conditioning.example_span(mode if task else "continuation", *lengths)
+        seam_frame, n_a = conditioning.video_frames(anew.video.start), anew.audio.start
+        first = seam_frame if task and task.anew == "rest" else 0
         row = {"index": index, "said": clip.transcript, "heard": heard}
         row |= measure(made.frames, made.waveform, first)
-        if mode != "audio-driven":
+        if task is None or task.audio != "all":
             row |= {"words": len(words(clip.transcript)), "errors": word_errors(clip.transcript, heard)}
             own = measure_pitch(clip.waveform)
             wanted = measure_pitch(example.given.waveform) if mode == "reference-voice" else own
             row["pitch_error"] = pitch_error(row["pitch"], wanted)
         if mode == "reference-voice":
             row["own_voice_error"] = pitch_error(row["pitch"], own)
-        if mode != "dubbing":
+        if task is None or task.video != "all":
             row["amplitude_ratio"] = row["amplitude"] / amplitude(measure_aperture(clip.frames)[first:])
             distances = [face.distance(made.frames) for face in self.faces]
             others = distances[:index] + distances[index + 1 :]
             row |= {"face_distance": distances[index], "other_face_distance": float(np.mean(others))}
             row["face_known"] = distances[index] < min(others)
-        if mode in ("continuation", "truth", "ceiling"):
+        if task is None or task.anew:
             row["seam_picture"] = picture_seam(made.frames, seam_frame)
             row["seam_latent"] = picture_seam(made.frames, seam_frame, TEMPORAL)
             row["seam_mel"] = mel_seam(latent_to_mel(made.audio).numpy(), n_a)
-        if mode == "continuation":
+        if task and task.anew:
+            video, audio = conditioning.masks(mode, *lengths, anew)
             row["known_difference"] = max(
-                float((made.video - example.latents["video"])[:, :n_v].abs().max()),
-                float((made.audio - example.latents["audio"])[:n_a].abs().max()),
+                float((made.video - example.latents["video"])[:, video].abs().max()),
+                float((made.audio - example.latents["audio"])[audio].abs().max()),
             )
         return row
 
@@ -184,7 +189,7 @@ class Evaluation:
 
     def _example(self, index: int) -> Example:
         if index not in self._examples:
-            self._examples[index] = Example.make(self.theatre, index, self.parts.vae)
+            self._examples[index] = Example.make(self.theatre, index, self.pipeline.vae.get())
         return self._examples[index]
 
     def _batches(self, done: set[int]) -> Iterator[list[int]]:
@@ -253,7 +258,7 @@ def fingerprint(model: DualBranchDiT) -> str:
     return digest.hexdigest()[:12]
 
 
-def write_clip(path: Path, made: Made) -> None:
+def write_clip(path: Path, made: GeneratedClip) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     sound = torch.from_numpy(np.ascontiguousarray(made.waveform))
     files.write_mp4(path, torch.from_numpy(made.frames), conditioning.FPS, sound, SAMPLE_RATE)

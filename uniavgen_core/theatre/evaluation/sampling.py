@@ -1,4 +1,4 @@
-"""Held-out clips of the theatre, and batches of them made again by a model in any of the five modes."""
+"""Held-out clips of the theatre, and batches of them made again by a model in any mode."""
 
 from __future__ import annotations
 
@@ -10,45 +10,20 @@ import torch
 from torch import Tensor
 
 from ... import conditioning
-from ...conditioning import Task
-from ...errors import UserError
-from ...media.caption import CaptionEncoder
-from ...media.mel import latent_to_mel
-from ...media.speech import FILLER, null_symbol_ids, symbol_ids
-from ...media.vae import TEMPORAL, WanVAE
-from ...media.vocoder import GriffinLim, Vocoder
+from ...media.speech import FILLER, Null, null_symbol_ids, symbol_ids
+from ...media.vae import WanVAE
 from ...model.dit import DualBranchDiT
 from ...model.inputs import TextConditioning, Velocity
-from ...pipeline import Weights
-from ...sampling.guidance import Guidance, GuidedModel
-from ...sampling.sampler import integrate, schedule
+from ...pipeline import Pipeline
+from ...sampling.defaults import Guidance
+from ...sampling.guidance import GuidedModel
+from ...sampling.sampler import sample
 from ...training.cast_ops import quick_attention
-from ...training.data import encode_clip, encode_voice, seeded
-from ...training.objective import Batch, Objective, conditions, token_mask
+from ...training.data import encode_clip, seeded
+from ...training.objective import Batch, conditions, token_mask
 from ..clips import Clip, Recording, Theatre
 
 LOW_NOISE = 0.1  # the time at which face masks are read
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The four parts a model is made of."""
-
-    model: DualBranchDiT
-    vae: WanVAE
-    captions: CaptionEncoder
-    vocoder: Vocoder | GriffinLim
-
-    @classmethod
-    def load(cls, weights: Weights) -> Parts:
-        """Raises UserError as `Weights.check` and the loaders, and for a text encoder of another model."""
-        wanted, captions = weights.check().caption_dim, weights.load_caption_encoder()
-        if captions.dim != wanted:
-            raise UserError(
-                f"the text encoder gives {captions.dim} channels, the model takes {wanted}; "
-                "choose the one that belongs to it"
-            )
-        return cls(weights.load_model(), weights.load_vae(), captions, weights.load_vocoder())
 
 
 @dataclass(frozen=True)
@@ -68,7 +43,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedClip:
     """A clip as it came out: frames uint8 `[F, H, W, 3]`, sound `[n]`, latents `[C, T, H, W]`, `[L, 80]`."""
 
     frames: np.ndarray
@@ -92,15 +67,9 @@ class WithoutInteraction:
         return self.model(*inputs, active=apart, **options)
 
 
-def seam(latent_frames: int) -> tuple[int, int]:
-    """Latent frames and video frames that a continuation of so many latent frames knows: the first half."""
-    n_v = (latent_frames + 1) // 2
-    return n_v, TEMPORAL * (n_v - 1) + 1
-
-
 @torch.inference_mode()
 def make(
-    parts: Parts,
+    pipeline: Pipeline,
     examples: list[Example],
     mode: str,
     guidance: Guidance,
@@ -109,53 +78,63 @@ def make(
     seed: int = 0,
     interaction: bool = True,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
-) -> list[Made]:
+) -> list[GeneratedClip]:
     """The examples, all of one size and length, made again in one batch.
 
     A clip's noise depends on `seed` and its own number alone, so the batch size changes nothing.
     """
-    batch = _batch(examples, mode, seed).to(parts.model.audio_padding.device)
-    task = conditions(batch, parts.model.config.variant, parts.model.config.patch)
-    model = parts.model if interaction else WithoutInteraction(parts.model)
-    texts = [_texts(parts, examples, mode, null) for null in (False, True)]
-    attention = quick_attention(parts.model.dtype, batch.video.device)
-    velocity = GuidedModel(model, task, *texts, guidance, attention)
-    times = schedule(steps, shift)
-    run = integrate(velocity, batch.video_noise, batch.audio_noise, times, on_step)
-    return _decode(parts, examples, mode, *task.known(run.video, run.audio))
+    batch = _batch(examples, mode, seed).to(pipeline.device)
+    config, model = pipeline.config, pipeline.model.get()
+    sampled = sample(
+        model if interaction else WithoutInteraction(model),
+        conditions(batch, config.variant, config.patch),
+        *(_texts(pipeline, examples, mode, null) for null in (False, True)),
+        guidance,
+        steps,
+        shift,
+        noise=(batch.video_noise, batch.audio_noise),
+        attention=quick_attention(model.dtype, pipeline.device),
+        on_step=on_step,
+    )
+    return _decode(pipeline, examples, mode, sampled.video, sampled.audio)
 
 
 @torch.inference_mode()
-def face_masks(parts: Parts, examples: list[Example], seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def face_masks(
+    pipeline: Pipeline, examples: list[Example], seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Predicted and true face mask of each example's tokens, `[T, S]`.
 
     Predicted: the mean over interaction layers in one joint pass over the true clip at `LOW_NOISE`.
     """
-    batch = _batch(examples, "joint", seed).to(parts.model.audio_padding.device)
-    task: Task = conditions(batch, parts.model.config.variant, parts.model.config.patch)
-    texts = _texts(parts, examples, "joint", null=False)
+    batch = _batch(examples, "joint", seed).to(pipeline.device)
+    config = pipeline.config
+    task = conditions(batch, config.variant, config.patch)
+    texts = _texts(pipeline, examples, "joint", null=False)
     noisy = (
         torch.lerp(clean, noise, LOW_NOISE)
         for clean, noise in ((batch.video, batch.video_noise), (batch.audio, batch.audio_noise))
     )
-    time = torch.full((len(examples),), 1000 * LOW_NOISE, device=batch.video.device)
-    masks = GuidedModel(parts.model, task, texts, texts, Guidance.none())(*noisy, time, 0, 1).face_masks
+    time = torch.full((len(examples),), 1000 * LOW_NOISE, device=pipeline.device)
+    masks = GuidedModel(pipeline.model.get(), task, texts, texts, Guidance.none())(
+        *noisy, time, 0, 1
+    ).face_masks
     predicted = torch.stack(list(masks.values())).mean(0)
-    target = token_mask(batch.mask, parts.model.config.patch)
+    target = token_mask(batch.mask, config.patch)
     return list(zip(predicted.cpu().numpy(), target.cpu().numpy()))
 
 
 @torch.inference_mode()
-def ceiling(parts: Parts, example: Example) -> Made:
+def ceiling(pipeline: Pipeline, example: Example) -> GeneratedClip:
     """The true clip through the VAE and through mel and vocoder: the best any model could do."""
     latents = example.latents
-    return _decode(parts, [example], "joint", latents["video"][None], latents["audio"][None])[0]
+    return _decode(pipeline, [example], "joint", latents["video"][None], latents["audio"][None])[0]
 
 
 def _batch(examples: list[Example], mode: str, seed: int) -> Batch:
     """The examples as a training batch: what the tasks of SPEC section 6 are cut from."""
-    with_voice = mode == "reference-voice"
-    audio = "audio_peak" if mode == "audio-driven" else "audio"
+    with_voice = "voice" in conditioning.MODES[mode].needs
+    audio = "audio_peak" if conditioning.MODES[mode].normalised else "audio"
     clean = {
         "video": torch.stack([e.latents["video"] for e in examples]),
         "audio": torch.stack([e.latents[audio] for e in examples]),
@@ -166,56 +145,58 @@ def _batch(examples: list[Example], mode: str, seed: int) -> Batch:
         generator = seeded("evaluation", seed, example.index)
         for name, like in (("video_noise", clean["video"]), ("audio_noise", clean["audio"])):
             noise[name].append(torch.randn(like.shape[1:], generator=generator))
-    n_v, frames = seam(clean["video"].shape[2])
-    voices = [encode_voice(torch.from_numpy(e.given.waveform)) for e in examples] if with_voice else None
-    speech, lengths = _symbols(examples, mode, null=False)
+    voices = (
+        [conditioning.voice_latent(torch.from_numpy(e.given.waveform)) for e in examples]
+        if with_voice
+        else None
+    )
+    speech = [torch.tensor(ids) for ids in _symbols(examples, mode)]
     return Batch(
         mode=mode,
         interaction=True,
-        prefix=(n_v, conditioning.mel_frames(frames)),
+        anew=conditioning.example_span(mode, clean["video"].shape[2], clean["audio"].shape[1]),
         **clean,
         **{name: torch.stack(parts) for name, parts in noise.items()},
         time=torch.zeros(len(examples)),
-        speech=speech,
-        speech_lengths=lengths,
+        speech=torch.nn.utils.rnn.pad_sequence(speech, batch_first=True, padding_value=FILLER),
+        speech_lengths=torch.tensor([len(ids) for ids in speech]),
         captions=[e.clip.caption for e in examples],
         voice=torch.stack(voices) if voices else None,
         voice_lengths=torch.tensor([len(voice) for voice in voices]) if voices else None,
     )
 
 
-def _symbols(examples: list[Example], mode: str, null: bool) -> tuple[Tensor, Tensor]:
-    """Symbol ids of what is said, padded `[B, N]`, and their lengths `[B]`."""
-    rows = []
-    for e in examples:
-        before = e.given.transcript if mode == "reference-voice" else ""
-        ids = null_symbol_ids("en", before) if null else symbol_ids(e.clip.transcript, "en", before)
-        rows.append(torch.tensor(ids))
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=FILLER)
-    return padded, torch.tensor([len(row) for row in rows])
+def _symbols(
+    examples: list[Example], mode: str, null: bool = False, null_symbols: Null = "space"
+) -> list[list[int]]:
+    """Symbol ids of what is said in each clip, or of its null."""
+    with_voice = "voice" in conditioning.MODES[mode].needs
+    before = [e.given.transcript if with_voice else "" for e in examples]
+    if null:
+        return [null_symbol_ids("en", said, null_symbols) for said in before]
+    return [symbol_ids(e.clip.transcript, "en", said) for e, said in zip(examples, before)]
 
 
-def _texts(parts: Parts, examples: list[Example], mode: str, null: bool) -> TextConditioning:
-    ids, lengths = _symbols(examples, mode, null)
-    longest = parts.model.config.caption_length
-    caption = parts.captions(["" if null else e.clip.caption for e in examples])[:, :longest]
-    device = parts.model.audio_padding.device
-    features = Objective(parts.model).speech_features(ids.to(device), lengths.to(device))
-    return TextConditioning(caption.to(device), features, lengths.to(device))
+def _texts(pipeline: Pipeline, examples: list[Example], mode: str, null: bool) -> TextConditioning:
+    caption, _ = pipeline.encode_captions(["" if null else e.clip.caption for e in examples])
+    symbols = _symbols(examples, mode, null, pipeline.defaults.null_symbols)
+    return TextConditioning(caption, *pipeline.encode_speech(symbols))
 
 
-def _decode(parts: Parts, examples: list[Example], mode: str, video: Tensor, audio: Tensor) -> list[Made]:
+def _decode(
+    pipeline: Pipeline, examples: list[Example], mode: str, video: Tensor, audio: Tensor
+) -> list[GeneratedClip]:
     """What a mode is given whole, it gives back as it was."""
-    if mode == "audio-driven":
+    row = conditioning.MODES[mode]
+    if row.audio == "all":
         waveforms = [e.clip.waveform for e in examples]
     else:
-        sound = parts.vocoder(latent_to_mel(audio)).cpu().numpy()
+        sound = pipeline.decode_audio(audio).numpy()
         waveforms = [np.pad(row, (0, len(e.clip.waveform) - len(row))) for row, e in zip(sound, examples)]
     made = []
     for row, example in enumerate(examples):
         frames = example.clip.frames
-        if mode != "dubbing":
-            picture = parts.vae.decode(video[row : row + 1])[0].permute(1, 2, 3, 0)  # [F, H, W, 3]
-            frames = ((picture + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
-        made.append(Made(frames, waveforms[row], video[row].cpu(), audio[row].cpu()))
+        if row.video != "all":
+            frames = pipeline.decode_video(video[row : row + 1]).numpy()
+        made.append(GeneratedClip(frames, waveforms[row], video[row].cpu(), audio[row].cpu()))
     return made

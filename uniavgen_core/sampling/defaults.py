@@ -1,0 +1,66 @@
+"""How the released model is sampled unless someone says otherwise (SPEC section 7). Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the full and the null pass are mixed: `u = null + s (full - null)`, `s_v` video, `s_a` audio.
+
+    During the first `interval` of the steps the null pass has no interaction, so that the scales amplify
+    exactly the exchange between audio and video (MA-CFG); after it, plain CFG. Every null pass leaves
+    out `skip_layers`. With both scales 1 there is no null pass.
+    """
+
+    s_v: float = 3.0
+    s_a: float = 2.0
+    interval: float = 0.5
+    skip_layers: tuple[int, ...] = (11,)
+
+    @classmethod
+    def none(cls) -> Guidance:
+        """No guidance: one pass a step."""
+        return cls(1.0, 1.0)
+
+    @property
+    def needs_null(self) -> bool:
+        return (self.s_v, self.s_a) != (1.0, 1.0)
+
+    def for_layers(self, layers: int) -> Guidance:
+        """For a model of so many layers, of which one too small for the default skip layer skips none.
+
+        Raises:
+            UserError: another skip layer that the model does not have.
+        """
+        outside = [layer for layer in self.skip_layers if not 0 <= layer < layers]
+        if not outside:
+            return self
+        if self.skip_layers == Guidance.skip_layers:
+            return replace(self, skip_layers=())
+        raise UserError(f"skip layer {outside[0]} does not exist; the model has layers 0..{layers - 1}")
+
+    def null_interacts(self, step: int, steps: int) -> bool:
+        """Whether the null pass of a step (from 0) keeps the interaction on."""
+        return step >= int(self.interval * steps)
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """How a model is sampled unless someone says otherwise; the defaults are those of the released one.
+
+    `frames` (4n + 1 at 16 fps) and `short_side` in pixels are what the model was made for; `null_symbols` is
+    the null speech text that it was trained with, see `media.speech.null_symbol_ids`.
+    """
+
+    guidance: Guidance = Guidance()
+    steps: int = 50
+    shift: float = 5.0
+    frames: int = 81
+    short_side: int = 736
+    seed: int = 2025
+    null_symbols: Literal["space", "filler"] = "space"
