@@ -1,4 +1,4 @@
-"""UniAVGen for ComfyUI: sound and picture of a talking person, made together."""
+"""UniAVGen for ComfyUI: audio and video of a talking person, generated jointly."""
 
 from .nodes import WEB_DIRECTORY, comfy_entrypoint
 

@@ -1,4 +1,4 @@
-"""The joint latent taken apart; its audio made sound."""
+"""The joint latent taken apart; its audio decoded."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Split(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UniAVGenSplit",
-            display_name="UniAVGen Split",
+            display_name="UniAVGen Split Video and Audio",
             search_aliases=["separate audio video", "unpack latent", "split av latent"],
             category=CATEGORY,
             description="Takes the joint latent apart into its video and its audio.",
             inputs=[io.Latent.Input("latent", tooltip="From UniAVGen Sampler or Sampler Custom Advanced.")],
             outputs=[
                 io.Latent.Output(display_name="video", tooltip="For VAE Decode (the Wan2.2 VAE)."),
-                io.Latent.Output(display_name="audio", tooltip="For UniAVGen Vocoder Decode."),
+                io.Latent.Output(display_name="audio", tooltip="For UniAVGen Audio Decode."),
             ],
         )
 
@@ -58,15 +58,15 @@ class VocoderDecode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UniAVGenVocoderDecode",
-            display_name="UniAVGen Vocoder Decode",
+            display_name="UniAVGen Audio Decode",
             search_aliases=["vocoder", "decode audio", "latent to audio", "mel to audio"],
             category=CATEGORY,
-            description="Makes sound of the audio latent: mono, 24 kHz.",
+            description="Decodes the audio latent to mono audio at 24 kHz.",
             inputs=[
                 VocoderSocket.Input("vocoder", tooltip="From UniAVGen Load Vocoder or the embedded model."),
-                io.Latent.Input("audio", tooltip="The audio output of UniAVGen Split."),
+                io.Latent.Input("audio", tooltip="The audio output of UniAVGen Split Video and Audio."),
             ],
-            outputs=[io.Audio.Output(tooltip="For UniAVGen Mux or Save Audio.")],
+            outputs=[io.Audio.Output(tooltip="For UniAVGen Join Video and Audio or Save Audio.")],
         )
 
     @classmethod
@@ -75,7 +75,8 @@ class VocoderDecode(io.ComfyNode):
         if latent.is_nested or latent.ndim != 3 or latent.shape[1] != MEL_BANDS:
             found = "a joint latent" if latent.is_nested else str(list(latent.shape))
             raise UserError(
-                f"audio is {found}, expected [B, {MEL_BANDS}, L]; connect the audio output of UniAVGen Split"
+                f"audio is {found}, expected [B, {MEL_BANDS}, L]; connect the audio output of UniAVGen Split "
+                "Video and Audio"
             )
         waveform = vocoder(latent_to_mel(latent.transpose(1, 2)))  # [B, 240 L]
         return io.NodeOutput({"waveform": waveform[:, None], "sample_rate": vocoder.sample_rate})

@@ -94,7 +94,7 @@ def _check_video_latent(samples: Tensor) -> None:
     if samples.ndim != 5 or samples.shape[1] != LATENT_CHANNELS:
         raise UserError(
             f"samples is {list(samples.shape)}, expected video [B, {LATENT_CHANNELS}, T, h, w]; connect the "
-            "video output of UniAVGen Split, and its audio output to UniAVGen Vocoder Decode"
+            "video output of UniAVGen Split Video and Audio, and its audio output to UniAVGen Audio Decode"
         )
 
 
@@ -148,7 +148,7 @@ class EmbeddedModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UniAVGenEmbeddedModel",
-            display_name="UniAVGen Embedded Model",
+            display_name="UniAVGen Puppet Model",
             search_aliases=[
                 "uniavgen",
                 "embedded model",
@@ -168,9 +168,9 @@ class EmbeddedModel(io.ComfyNode):
                 ),
                 io.Clip.Output(tooltip="In place of CLIPLoader; it reads captions like that of the example."),
                 io.Vae.Output(tooltip="In place of VAELoader, for UniAVGen Video Encode and VAE Decode."),
-                VocoderSocket.Output(display_name="vocoder", tooltip="For UniAVGen Vocoder Decode."),
+                VocoderSocket.Output(display_name="vocoder", tooltip="For UniAVGen Audio Decode."),
                 io.Image.Output(
-                    display_name="picture", tooltip="A drawn person that the model has never seen, to try it."
+                    display_name="image", tooltip="A drawn person that the model has never seen, to try it."
                 ),
             ],
             hidden=[io.Hidden.unique_id],

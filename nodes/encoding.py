@@ -1,4 +1,4 @@
-"""Pictures, sound and words as the model takes them."""
+"""Images, video, audio and text as the model takes them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pictures_uint8(image: Tensor, name: str = "image") -> Tensor:
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or not len(image):
         raise UserError(f"{name} is {list(image.shape)}, expected [frames, height, width, 3]; use an IMAGE")
     if not image.isfinite().all():
-        raise UserError(f"{name} has pixels that are not numbers; use an undamaged picture")
+        raise UserError(f"{name} has pixels that are not numbers; use an undamaged image")
     height, width = image.shape[1:3]
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
         raise UserError(
@@ -52,8 +52,9 @@ class VideoEncode(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenVideoEncode",
             display_name="UniAVGen Video Encode",
+            search_aliases=["vae encode", "encode image", "reference image", "image to latent"],
             category=CATEGORY,
-            description="Encodes a picture of the person, or the frames of a video to continue or to dub. "
+            description="Encodes an image of the person, or the frames of a video to continue, dub or edit. "
             "Size, frame rate and length are made to fit, and the node says how.",
             inputs=[
                 io.Vae.Input(
@@ -61,7 +62,7 @@ class VideoEncode(io.ComfyNode):
                 ),
                 io.Image.Input(
                     "image",
-                    tooltip="One picture: the reference. Several frames: a known video, whose first is the "
+                    tooltip="One image: the reference. Several frames: a video, whose first frame is the "
                     "reference. It is resized to sides of a multiple of 32 pixels, cutting edges evenly.",
                 ),
                 io.Int.Input(
@@ -80,12 +81,15 @@ class VideoEncode(io.ComfyNode):
                     max=float(MAX_FPS),
                     step=0.01,
                     tooltip="Frame rate of the frames that come in (fps of Get Video Components); they are "
-                    "resampled to 16. Plays no part for one picture.",
+                    "resampled to 16. Not used for a single image.",
                 ),
             ],
             outputs=[
                 VideoSocket.Output(display_name="video", tooltip="For the UniAVGen task nodes."),
-                io.Image.Output(display_name="seen", tooltip="The frames as the model sees them."),
+                io.Image.Output(
+                    display_name="seen",
+                    tooltip="The frames after resizing and resampling, as they are encoded.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -131,10 +135,11 @@ class MelEncode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UniAVGenMelEncode",
-            display_name="UniAVGen Mel Encode",
+            display_name="UniAVGen Audio Encode",
+            search_aliases=["mel encode", "encode audio", "encode voice", "spectrogram"],
             category=CATEGORY,
-            description="Prepares sound: the reference voice, the beginning to continue or the speech that "
-            "drives a face. Loudness and trailing silence are set by the task node, as each task needs it.",
+            description="Prepares audio: a reference voice, the audio of a video, or the speech that drives "
+            "a face. Loudness and trailing silence are set by the task node, as each task needs it.",
             inputs=[
                 io.Audio.Input(
                     "audio",
@@ -151,11 +156,11 @@ class MelEncode(io.ComfyNode):
         waveform = audio["waveform"]
         if waveform.ndim != 3 or not len(waveform):
             raise UserError(f"audio is {list(waveform.shape)}, expected [1, channels, samples]; use an AUDIO")
-        sound = PreparedAudio(prepare_audio(waveform[0], audio["sample_rate"]))
-        mels = log_mel(sound.waveform).shape[-1]
+        prepared = PreparedAudio(prepare_audio(waveform[0], audio["sample_rate"]))
+        mels = log_mel(prepared.waveform).shape[-1]
         first = f", the first of {len(waveform)} clips" if len(waveform) > 1 else ""
-        tell(cls, f"{len(sound.waveform) / SAMPLE_RATE:.2f} s, {mels} mel frames{first}")
-        return io.NodeOutput(sound)
+        tell(cls, f"{len(prepared.waveform) / SAMPLE_RATE:.2f} s, {mels} mel frames{first}")
+        return io.NodeOutput(prepared)
 
 
 class SpeechEncode(io.ComfyNode):
@@ -164,6 +169,7 @@ class SpeechEncode(io.ComfyNode):
         return io.Schema(
             node_id="UniAVGenSpeechEncode",
             display_name="UniAVGen Speech Encode",
+            search_aliases=["text to speech", "tts", "words", "dialogue", "script", "transcript"],
             category=CATEGORY,
             description="Encodes the words to say. How the scene looks belongs into the caption instead.",
             inputs=[

@@ -1,4 +1,4 @@
-"""Where the model sees the face (SPEC sections 4 and 5)."""
+"""Where the model sees the face (docs/model.md sections 4 and 5)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class FaceMask(io.ComfyNode):
             display_name="UniAVGen Face Mask",
             search_aliases=["face attention", "mouth mask", "where is the face", "attention map"],
             category=CATEGORY,
-            description="What the model takes for the face, frame by frame: one pass over a sampled latent. "
-            "If the mask misses the mouth, lips and voice cannot agree.",
+            description="The face mask that the model predicts, frame by frame: one pass over a sampled "
+            "latent. "
+            "If the mask misses the mouth, lip sync suffers.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that sampled the latent."),
                 io.Conditioning.Input("positive", tooltip="From the task node."),

@@ -1,4 +1,4 @@
-"""MA-CFG as a GUIDER, its schedule as SIGMAS, and both with Euler on one node (SPEC section 7)."""
+"""MA-CFG as a GUIDER, its schedule as SIGMAS, and both with Euler on one node (docs/model.md section 7)."""
 
 from __future__ import annotations
 
@@ -247,8 +247,8 @@ def _sliders() -> list:
             max=10.0,
             step=0.1,
             display_mode=io.NumberDisplay.slider,
-            tooltip="How strongly the picture follows words, caption and sound. Too low: lips drift; too "
-            "high: stiff or burnt. With s_v and s_a both 1 there is no null pass: half the time.",
+            tooltip="How strongly the video follows text, caption and audio. Too low: lips drift; too high: "
+            "stiff or oversaturated. With s_v and s_a both 1 there is no null pass: half the time.",
         ),
         io.Float.Input(
             "s_a",
@@ -257,7 +257,7 @@ def _sliders() -> list:
             max=10.0,
             step=0.1,
             display_mode=io.NumberDisplay.slider,
-            tooltip="How strongly the sound follows words and picture. Too low: mumbled; too high: harsh.",
+            tooltip="How strongly the audio follows text and video. Too low: mumbled; too high: harsh.",
         ),
     ]
 
@@ -271,7 +271,7 @@ def _details() -> list:
             max=1.0,
             step=0.05,
             tooltip="Share of the steps, from the first, in which the null pass is without interaction, so "
-            "that the scales amplify the exchange between sound and picture (MA-CFG). 0: plain CFG.",
+            "that the scales amplify the interaction of audio and video (MA-CFG). 0: plain CFG.",
         ),
         io.Int.Input(
             "skip_layer",
@@ -341,11 +341,11 @@ class Guider(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UniAVGenGuider",
-            display_name="UniAVGen MA-CFG Guider",
+            display_name="UniAVGen Guider",
             search_aliases=["ma-cfg", "modality cfg", "dual cfg", "guidance"],
             category=CATEGORY,
-            description="Modality-aware guidance for Sampler Custom Advanced: one null pass serves sound and "
-            "picture, each with its own scale.",
+            description="Modality-aware guidance (MA-CFG) for Sampler Custom Advanced: one null pass serves "
+            "video and audio, each with its own scale.",
             inputs=[*_model_and_texts(), *_sliders(), *_details()],
             outputs=[io.Guider.Output(tooltip="For Sampler Custom Advanced.")],
         )
@@ -392,7 +392,7 @@ class Sampler(io.ComfyNode):
             description="Guider, schedule and Euler steps on one node. Turning a slider and queueing again "
             "repeats only this and what follows; the encoders stay cached.",
             inputs=_run(_sliders(), "The same seed gives the same clip."),
-            outputs=[io.Latent.Output(display_name="latent", tooltip="For UniAVGen Split.")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For UniAVGen Split Video and Audio.")],
         )
 
     @classmethod
@@ -417,8 +417,8 @@ class GuidanceGrid(io.ComfyNode):
             "with labels, for Split, VAE Decode and UniAVGen Compare. Takes as many runs as there are pairs.",
             inputs=_run(
                 [
-                    io.String.Input("s_v", default="1, 3, 5", tooltip="Scales of the picture, one a column."),
-                    io.String.Input("s_a", default="1, 2, 4", tooltip="Scales of the sound, one a row."),
+                    io.String.Input("s_v", default="1, 3, 5", tooltip="Scales of the video, one a column."),
+                    io.String.Input("s_a", default="1, 2, 4", tooltip="Scales of the audio, one a row."),
                 ],
                 "The same for all, so that only the scales differ.",
             ),

@@ -1,7 +1,7 @@
 """The core's model as a MODEL of the host.
 
 Latents are joint: `NestedTensor((video [B, 48, T, h, w], audio [B, 80, L]))` with a nested noise mask
-(1: generate, 0: known). The host's samplers see them packed, `[B, 1, N]`. Video latents are raw outside
+(1: generate, 0: conditioned). The host's samplers see them packed, `[B, 1, N]`. Video latents are raw outside
 the sampler and normalised inside (Wan2.2); audio latents are always normalised.
 """
 
@@ -221,7 +221,7 @@ class UniAVGen(comfy.model_base.BaseModel):
             )
         if image.shape[3:] != shapes[0][3:]:
             raise UserError(
-                f"the reference picture has latent size {tuple(image.shape[3:])} but the latent has "
+                f"the reference image has latent size {tuple(image.shape[3:])} but the latent has "
                 f"{tuple(shapes[0][3:])}; take positive, negative and latent from one task node"
             )
         out["speech"] = comfy.conds.CONDRegular(speech.to(device))
@@ -272,7 +272,7 @@ def check_latent_shapes(shapes: list, config: Config) -> None:
         )
     if shapes[0][0] != shapes[1][0]:
         raise UserError(
-            f"the latent is {found}: {shapes[0][0]} videos but {shapes[1][0]} sounds; make as many"
+            f"the latent is {found}: {shapes[0][0]} videos but {shapes[1][0]} audio clips; make as many"
         )
 
 
@@ -287,7 +287,8 @@ def _conditioned(mask: Tensor | None, shapes: list) -> Conditioned:
         low, high = stream.flatten(1).aminmax(dim=1)
         if not torch.equal(low, high) or not ((low == 0) | (low == 1)).all():
             raise UserError(
-                f"the noise mask of the {name} is not 0 (known) or 1 (generate) over whole frames, the same "
+                f"the noise mask of the {name} is not 0 (conditioned) or 1 (generate) over whole frames, "
+                f"the same "
                 "for the whole batch; draw masks that cover whole frames"
             )
         conditioned.append(low == 0)

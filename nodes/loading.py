@@ -247,7 +247,8 @@ class LoadVocoder(io.ComfyNode):
             display_name="UniAVGen Load Vocoder",
             search_aliases=["bigvgan", "griffin-lim", "audio decoder", "load audio vae"],
             category=CATEGORY,
-            description="Loads the vocoder that turns the audio latent into sound: Qwen2.5-Omni's BigVGAN.",
+            description="Loads the vocoder, which decodes the audio latent to a waveform: Qwen2.5-Omni's "
+            "BigVGAN.",
             inputs=[
                 io.Combo.Input(
                     "vocoder_name",
@@ -256,7 +257,7 @@ class LoadVocoder(io.ComfyNode):
                     "or models/vae, or a file in models/vae. Griffin-Lim needs no file; it sounds metallic.",
                 )
             ],
-            outputs=[VocoderSocket.Output(display_name="vocoder", tooltip="For UniAVGen Vocoder Decode.")],
+            outputs=[VocoderSocket.Output(display_name="vocoder", tooltip="For UniAVGen Audio Decode.")],
         )
 
     @classmethod

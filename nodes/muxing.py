@@ -1,4 +1,4 @@
-"""Pictures and sound into one VIDEO, and several clips side by side."""
+"""Frames and audio into a VIDEO, and several clips side by side."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ class Mux(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UniAVGenMux",
-            display_name="UniAVGen Mux",
+            display_name="UniAVGen Join Video and Audio",
             search_aliases=["mux", "create video", "add audio to video", "combine video and audio"],
             category=CATEGORY,
-            description="Pictures and sound into a video of equal lengths: the sound is cut or filled with "
-            "silence. A batch of clips becomes a list of videos, each with its own sound. Save Video writes "
+            description="Joins frames and audio to a video of equal lengths: the audio is cut or filled "
+            "with silence. A batch of clips becomes a list of videos, each with its own audio. Save Video "
+            "writes "
             "them.",
             inputs=[
                 io.Image.Input("images", tooltip="From VAE Decode. An odd side loses one pixel for H.264."),
-                io.Audio.Input("audio", tooltip="From UniAVGen Vocoder Decode."),
+                io.Audio.Input("audio", tooltip="From UniAVGen Audio Decode."),
                 io.Float.Input(
                     "fps",
                     default=float(FPS),
                     min=1.0,
                     max=float(MAX_FPS),
                     step=0.01,
-                    tooltip="The model makes 16 frames a second; at another rate sound and lips fall apart.",
+                    tooltip="The model makes 16 frames a second; at another rate audio and lips go out of "
+                    "sync.",
                 ),
             ],
             outputs=[io.Video.Output(is_output_list=True, tooltip="For Save Video.")],
@@ -74,7 +76,7 @@ class Mux(io.ComfyNode):
         note = (
             ""
             if abs(change) < 0.01
-            else f", sound {'cut' if change > 0 else 'filled up'} by {abs(change):.2f} s"
+            else f", audio {'cut' if change > 0 else 'filled with silence'} by {abs(change):.2f} s"
         )
         several = f"{takes} videos of " if takes > 1 else ""
         tell(cls, f"{several}{count} frames, {count / fps:.2f} s{note}")
@@ -82,11 +84,11 @@ class Mux(io.ComfyNode):
             InputImpl.VideoFromComponents(
                 Types.VideoComponents(
                     images=take,
-                    audio={"waveform": sound[None], "sample_rate": rate},
+                    audio={"waveform": track[None], "sample_rate": rate},
                     frame_rate=Fraction(fps).limit_denominator(1001),
                 )
             )
-            for take, sound in zip(frames.split(count), waveform)
+            for take, track in zip(frames.split(count), waveform)
         ]
         return io.NodeOutput(videos)
 

@@ -84,9 +84,7 @@ def prepared(
     """
     takes_video = MODES[mode].takes_video
     if takes_video and video.frames == 1:
-        raise UserError(
-            "video is one picture, expected the frames of a video; use UniAVGen Joint for a picture"
-        )
+        raise UserError("video is one image, expected the frames of a video; use UniAVGen Joint for an image")
     length = None if frames is None else snap_frames(frames)
     planned = plan(
         mode,
@@ -145,19 +143,31 @@ def _voice(optional: bool) -> io.Input:
 LENGTH = "Length in frames at 16 fps, 4n + 1; 81 is 5 s. Time grows a little faster than the length."
 
 
+ALIASES = {
+    "UniAVGenJoint": ["joint", "image to video", "talking head", "avatar", "lip sync"],
+    "UniAVGenReferenceVoice": ["voice clone", "voice cloning", "tts voice", "speaker"],
+    "UniAVGenContinuation": ["extend video", "video extension", "longer", "continue"],
+    "UniAVGenDubbing": ["dub", "video to audio", "voice over", "foley"],
+    "UniAVGenAudioDriven": ["audio driven", "speech to video", "s2v", "audio to video", "talking head"],
+    "UniAVGenEdit": ["edit", "inpaint video", "replace words", "redo", "retake"],
+}
+
+
 def _schema(node_id: str, name: str, description: str, inputs: list) -> io.Schema:
     return io.Schema(
         node_id=node_id,
         display_name=name,
+        search_aliases=ALIASES[node_id],
         category=f"{CATEGORY}/tasks",
         description=description,
         inputs=[*_texts(), *inputs],
         outputs=[
-            io.Conditioning.Output(display_name="positive", tooltip="Caption, words and references."),
-            io.Conditioning.Output(display_name="negative", tooltip="The null of caption and words."),
+            io.Conditioning.Output(display_name="positive", tooltip="Caption, text and references."),
+            io.Conditioning.Output(display_name="negative", tooltip="The null of caption and text."),
             io.Latent.Output(
                 display_name="latent",
-                tooltip="Video and audio in one, with a noise mask over what is known; for any sampler.",
+                tooltip="Video and audio in one, with a noise mask over what is conditioned; for any "
+                "sampler.",
             ),
         ],
         hidden=[io.Hidden.unique_id],
@@ -170,9 +180,9 @@ class Joint(io.ComfyNode):
         return _schema(
             "UniAVGenJoint",
             "UniAVGen Joint",
-            "Sound and picture together: the person of the picture says the words in a voice that fits.",
+            "Generates video and audio jointly: the person in the image says the text in a voice that fits.",
             [
-                VideoSocket.Input("video", tooltip="The reference picture; it opens the clip."),
+                VideoSocket.Input("video", tooltip="The reference image; it opens the clip."),
                 _frames(LENGTH),
             ],
         )
@@ -190,7 +200,7 @@ class ReferenceVoice(io.ComfyNode):
             "UniAVGen Reference Voice",
             "As Joint, spoken in the voice of a clip.",
             [
-                VideoSocket.Input("video", tooltip="The reference picture; it opens the clip."),
+                VideoSocket.Input("video", tooltip="The reference image; it opens the clip."),
                 _voice(optional=False),
                 _frames(LENGTH),
             ],
@@ -207,10 +217,10 @@ class Continuation(io.ComfyNode):
         return _schema(
             "UniAVGenContinuation",
             "UniAVGen Continuation",
-            "Goes on from a video and its sound; the given part comes back unchanged.",
+            "Continues a video and its audio; the given part comes back unchanged.",
             [
                 VideoSocket.Input("video", tooltip="The beginning, encoded with its frame rate."),
-                MelSocket.Input("mel", tooltip="The sound of the beginning, as long as its picture."),
+                MelSocket.Input("mel", tooltip="The audio of the beginning, as long as its video."),
                 _frames("Length of the whole clip, the beginning included, 4n + 1 frames at 16 fps."),
                 _voice(optional=True),
             ],
@@ -227,14 +237,15 @@ class Dubbing(io.ComfyNode):
         return _schema(
             "UniAVGenDubbing",
             "UniAVGen Dubbing",
-            "A voice for a finished video: the picture comes back unchanged, the sound fits the lips.",
+            "Generates speech for a finished video: the video comes back unchanged, the speech fits the "
+            "lips.",
             [
                 VideoSocket.Input("video", tooltip="The whole video, encoded with its frame rate."),
                 _voice(optional=True),
                 VideoSocket.Input(
                     "reference_image",
                     optional=True,
-                    tooltip="A picture of the person, in the shape of the video; without one it is the first "
+                    tooltip="An image of the person, in the shape of the video; without one it is the first "
                     "frame.",
                 ),
             ],
@@ -251,10 +262,11 @@ class AudioDriven(io.ComfyNode):
         return _schema(
             "UniAVGenAudioDriven",
             "UniAVGen Audio-Driven",
-            "A face for finished speech: the person of the picture speaks it, the sound comes back unchanged "
-            "but for its loudness. The clip takes the next 4n + 1 frames above the length of the sound.",
+            "Generates a video for recorded speech: the person in the image speaks it, the audio comes back "
+            "unchanged but for its loudness. The clip takes the next 4n + 1 frames above the length of the "
+            "audio.",
             [
-                VideoSocket.Input("video", tooltip="The reference picture; it opens the clip."),
+                VideoSocket.Input("video", tooltip="The reference image; it opens the clip."),
                 MelSocket.Input("mel", tooltip="The speech; its words go into UniAVGen Speech Encode."),
             ],
         )
@@ -270,7 +282,8 @@ class EditRange(io.ComfyNode):
         return _schema(
             "UniAVGenEdit",
             "UniAVGen Edit",
-            "Makes a time range of a clip anew, in video, audio or both, with new words; everything outside "
+            "Generates a time range of a clip anew, in video, audio or both, with a new text; everything "
+            "outside "
             "the range comes back unchanged.",
             [
                 VideoSocket.Input("video", tooltip="The whole clip, encoded with its frame rate."),

@@ -1,7 +1,7 @@
-"""The model written down as SPEC says it, slowly and plainly: one clip, one token, one head at a time.
+"""The model as docs/model.md writes it, slowly and plainly: one clip, one token, one head at a time.
 
-Everything takes a state dict (SPEC section 2), works in the dtype of what it is given and shares no code
-with `uniavgen_core`. Clips are single: video [48, T, H, W], audio [L, 80].
+Everything takes a state dict (docs/model.md section 2), works in the dtype of what it is given and shares no
+code with `uniavgen_core`. Clips are single: video [48, T, H, W], audio [L, 80].
 """
 
 from __future__ import annotations
@@ -117,11 +117,11 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return out
 
 
-# who looks at whom
+# frame alignment
 
 
 def released_windows(frames: int, mels: int) -> list[list[int]]:
-    """SPEC section 4, A2V: for each latent frame the audio tokens it looks at."""
+    """docs/model.md section 4, A2V: for each latent frame the audio tokens it looks at."""
     r = mels / (4 * (frames - 1) + 1)
     before, after = math.floor(2 * r), math.ceil(2 * r)
     spans = [(-before, 1 + after)]
@@ -145,7 +145,7 @@ def released_windows(frames: int, mels: int) -> list[list[int]]:
 
 
 def released_pairs(frames: int, mels: int) -> list[tuple[int, int, float, float]]:
-    """SPEC section 4, V2A: for each mel frame two latent frames and their weights."""
+    """docs/model.md section 4, V2A: for each mel frame two latent frames and their weights."""
     video_frames = 4 * (frames - 1) + 1
     r = mels / video_frames
 
@@ -162,7 +162,7 @@ def released_pairs(frames: int, mels: int) -> list[tuple[int, int, float, float]
 
 
 def paper_windows(frames: int, mels: int, reach: int) -> list[list[int]]:
-    """SPEC section 5, A2V: C_i = [H^a_{i-w}, ..., H^a_{i+w}], edges repeated, L padded by its last frame."""
+    """docs/model.md section 5, A2V: C_i = [H^a_{i-w}, ..., H^a_{i+w}], edges repeated, L padded."""
     k = math.ceil(mels / frames)
     blocks = [[min(i * k + n, mels - 1) for n in range(k)] for i in range(frames)]
     windows = []
@@ -175,7 +175,7 @@ def paper_windows(frames: int, mels: int, reach: int) -> list[list[int]]:
 
 
 def paper_pairs(frames: int, mels: int) -> list[tuple[int, int, float, float]]:
-    """SPEC section 5, V2A: C_j = (1 - alpha) H_i + alpha H_{i+1}."""
+    """docs/model.md section 5, V2A: C_j = (1 - alpha) H_i + alpha H_{i+1}."""
     k = math.ceil(mels / frames)
     pairs = []
     for j in range(mels):
@@ -493,6 +493,6 @@ class PeakBytes(TorchDispatchMode):
 
 
 def times(steps: int, shift: float) -> list[float]:
-    """SPEC section 7 in float64: N times from 1000, then 0."""
+    """docs/model.md section 7 in float64: N times from 1000, then 0."""
     raw = [1000 - 999 * i / (steps - 1) if steps > 1 else 1000.0 for i in range(steps)] + [0.0]
     return [1000 * (shift * (t / 1000) / (1 + (shift - 1) * (t / 1000))) for t in raw]

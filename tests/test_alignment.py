@@ -1,4 +1,4 @@
-"""Who looks at whom is what SPEC sections 4 and 5 say, for any two lengths."""
+"""Frame alignment is what docs/model.md sections 4 and 5 say, for any two lengths."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_the_released_model_at_full_size_saves_what_the_readme_says(capfd):
 
 
 def test_the_naive_count_is_that_of_the_reference():
-    """SPEC section 10: one forward about 475 TFLOP, a step with its null pass about 940."""
+    """docs/model.md section 10: one forward about 475 TFLOP, a step with its null pass about 940."""
     assert bench.naive_forward_flops(RELEASED, bench.Size()) == pytest.approx(475e12, rel=0.03)
     assert bench.naive_step_flops(RELEASED, bench.Size(), Guidance()) == pytest.approx(940e12, rel=0.03)
 

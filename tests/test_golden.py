@@ -68,7 +68,7 @@ def test_verify_notices_a_wrong_mel_and_wrong_symbols(tmp_path):
 
 
 def released_names() -> dict[str, tuple[int, ...]]:
-    """SPEC section 2, spelled out: name -> shape."""
+    """docs/model.md section 2, spelled out: name -> shape."""
     d, a, caption, speech = 3072, 1536, 4096, 512
     shapes: dict[str, tuple[int, ...]] = {}
 

@@ -1,4 +1,4 @@
-"""MA-CFG: two passes mixed, and which of them sees what (SPEC section 7)."""
+"""MA-CFG: two passes mixed, and which of them sees what (docs/model.md section 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's interaction, formula by formula (SPEC section 5), written out beside what the model does."""
+"""The paper's interaction, formula by formula (docs/model.md section 5), beside what the model does."""
 
 from __future__ import annotations
 

@@ -124,6 +124,22 @@ def test_the_terms_of_the_paper_are_found_in_the_code_and_in_its_formulas(term):
     assert term in (ROOT / "docs" / "model.md").read_text(encoding="utf-8").lower()
 
 
+def test_references_to_the_formulas_name_sections_that_exist():
+    """ "docs/model.md sections 4, 5 and 10.1", "sections 1 to 5"."""
+    sections = set(re.findall(r"^## (\d+)\.", (ROOT / "docs" / "model.md").read_text(encoding="utf-8"), re.M))
+    code = [*MODULES.values(), *(path for path in sources(ROOT / "tests") if path != Path(__file__))]
+    texts = [re.sub(r"\s+", " ", path.read_text(encoding="utf-8")) for path in code]
+    named = [x for text in texts for x in re.findall(r"docs/model\.md (?!says|writes)([^):;]*)", text)]
+    assert len(named) > 30
+    assert [x for x in named if not re.match(r"sections? \d", x)] == []
+    numbers = {
+        n
+        for x in named
+        for n in re.findall(r"\b(\d+)(?:\.\d+)?\b", re.match(r"[sections\d.,\- ando]+", x)[0])
+    }
+    assert numbers - sections == set()
+
+
 def test_files_and_classes_named_in_the_formulas_exist():
     text = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
     files = set(re.findall(r"`((?:[a-z_]+/)*[a-z0-9_]+\.(?:py|txt))`", text))

@@ -1,4 +1,4 @@
-"""A mode is a row of one table: what it conditions, how its audio is made, its length (SPEC section 6)."""
+"""A mode is a row of one table: conditioned positions, audio, length (docs/model.md section 6)."""
 
 from __future__ import annotations
 

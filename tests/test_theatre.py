@@ -8,13 +8,13 @@ import pytest
 from uniavgen_core.errors import UserError
 from uniavgen_core.theatre import drawing, voices
 from uniavgen_core.theatre.clips import (
-    VOCABULARY,
     Theatre,
     identity_voice,
     loudness_envelope,
     measure_aperture,
     measure_pitch,
 )
+from uniavgen_core.vocabulary import VOCABULARY
 
 speaks = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 

@@ -29,6 +29,7 @@ LABELS = {
     "continuation": "a video goes on",
     "dubbing": "a voice for a video",
     "audio_driven": "image + speech",
+    "edit": "other words in a part",
     "guidance_grid": "s_v x s_a",
     "advanced": "all stages",
 }

@@ -44,8 +44,10 @@ VOICE_LINE = "This is how I sound when I read a sentence aloud."
 PUPPETS = json.loads((ROOT / "web" / "puppets" / "puppets.json").read_text(encoding="utf-8"))
 WOMAN, OTHER = PUPPETS["woman"], "old man"
 PUPPET_LINE = "Hello, show me the moon."
+# the recording with its last word changed, released and embedded
+EDITED = ("This is how I sound when I read a sentence again.", "we bring my flower")
 BEGINNING = 17  # frames of the recording that a continuation keeps
-MODES = ("joint", "reference_voice", "continuation", "dubbing", "audio_driven")
+MODES = ("joint", "reference_voice", "continuation", "dubbing", "audio_driven", "edit")
 GRID = {False: ("1, 3, 5", "1, 3"), True: ("1, 2, 4", "1, 2")}  # s_v and s_a, by whether embedded
 
 # file names of the templates: what the page shows, in this order where it sorts
@@ -55,6 +57,7 @@ TITLES = {
     "embedded_continuation": "03 Puppet - continue a video",
     "embedded_dubbing": "04 Puppet - dub a video",
     "embedded_audio_driven": "05 Puppet - a face for recorded speech",
+    "embedded_edit": "06 Puppet - other words in a part",
     "embedded_guidance_grid": "07 Puppet - compare s_v and s_a",
     "embedded_advanced": "08 Puppet - all stages, to rewire",
     "joint": "11 Person - image and words to talking video",
@@ -62,6 +65,7 @@ TITLES = {
     "continuation": "13 Person - continue a video",
     "dubbing": "14 Person - dub a video",
     "audio_driven": "15 Person - a face for recorded speech",
+    "edit": "16 Person - other words in a part",
     "guidance_grid": "17 Person - compare s_v and s_a",
     "advanced": "18 Person - all stages, to rewire",
 }
@@ -84,6 +88,10 @@ BLUEPRINTS = {
     "audio_driven": (
         "Image and Speech to Talking Video",
         "The person of the image speaks a recording; the audio stays as it is.",
+    ),
+    "edit": (
+        "Change Words in a Talking Video",
+        "A range of seconds is made anew with other words; everything else stays as it is.",
     ),
     "guidance_grid": (
         "Compare Guidance of a Talking Video",
@@ -178,17 +186,22 @@ def decode(g: Graph, p: Parts, sampled: Node) -> tuple[Node, Node]:
 
 def faces(g: Subgraph, p: Parts, mode: str, embedded: bool) -> dict[str, Link]:
     """What the artist gives, on the face of the subgraph; sockets first."""
-    video = {"continuation": ["video"], "dubbing": ["video"]}
+    video = {"continuation": ["video"], "dubbing": ["video"], "edit": ["video"]}
     sockets = {"reference_voice": ["image", "voice"], "audio_driven": ["image", "speech"], **video}
     links = {name: g.face(name) for name in sockets.get(mode, ["image"])}
     same = mode in ("continuation", "dubbing", "audio_driven")  # as the recording
-    widgets = {"words": (p.voice_line if same else p.line, "")}
+    words = EDITED[embedded] if mode == "edit" else p.voice_line if same else p.line
+    widgets = {"words": (words, "")}
     if mode == "reference_voice":
         widgets["voice_words"] = (PUPPETS[OTHER]["words"] if embedded else p.voice_line, "words of the voice")
     widgets["caption"] = (p.caption, "")
     if mode == "continuation":
         widgets["kept"] = (BEGINNING, "frames to keep (16 a second)")
-    if mode not in ("dubbing", "audio_driven"):
+    if mode == "edit":
+        widgets["start"] = (1.1, "from second")
+        widgets["end"] = (2.0, "to second")
+        widgets["edit"] = ("both", "what is made anew")
+    elif mode not in ("dubbing", "audio_driven"):
         widgets["frames"] = (p.settings.frames, "length in frames (16 a second)")
     widgets["seed"] = (2025, "")
     if mode == "guidance_grid":
@@ -234,6 +247,9 @@ def task(g: Graph, p: Parts, mode: str, given: dict[str, Link]) -> Node:
             return g.add("UniAVGenContinuation", mel=(mel, 0), **length, **links)
         if mode == "dubbing":
             return g.add("UniAVGenDubbing", **links)
+        if mode == "edit":
+            given_range = {name: given[name] for name in ("start", "end", "edit")}
+            return g.add("UniAVGenEdit", mel=(mel, 0), **given_range, **links)
         if mode == "audio_driven":
             return g.add("UniAVGenAudioDriven", mel=(mel, 0), **links)
         return g.add("UniAVGenJoint", **length, **links)
@@ -284,18 +300,18 @@ def inside(mode: str, embedded: bool, first: int = 101) -> Subgraph:
     return g
 
 
-def sources(g: Graph, mode: str, embedded: bool) -> dict[str, Link]:
-    """Nodes with the artist's files, below the note."""
+def sources(g: Graph, mode: str, embedded: bool, picture: int = PICTURE) -> dict[str, Link]:
+    """Nodes with the artist's files; `picture` is the height of their preview."""
     if embedded:
-        puppet = g.add("UniAVGenPuppet", extra=PICTURE, puppet="woman")
+        puppet = g.add("UniAVGenPuppet", extra=picture, puppet="woman")
         slots = {"image": 0, "video": 1, "speech": 2}
         if mode == "reference_voice":
-            other = g.add("UniAVGenPuppet", "Puppet: the voice", extra=PICTURE, puppet=OTHER)
+            other = g.add("UniAVGenPuppet", "Puppet: the voice", extra=picture, puppet=OTHER)
             return {"image": (puppet, 0), "voice": (other, 2)}
         return {name: (puppet, slot) for name, slot in slots.items()}
-    if mode in ("continuation", "dubbing"):
-        return {"video": (g.add("LoadVideo", "Video", extra=PICTURE, file="clip.mp4"), 0)}
-    links = {"image": (g.add("LoadImage", "Picture of the person", extra=PICTURE, image="example.png"), 0)}
+    if mode in ("continuation", "dubbing", "edit"):
+        return {"video": (g.add("LoadVideo", "Video", extra=picture, file="clip.mp4"), 0)}
+    links = {"image": (g.add("LoadImage", "Picture of the person", extra=picture, image="example.png"), 0)}
     if mode == "reference_voice":
         links["voice"] = (g.add("LoadAudio", "Voice", extra=40, audio="voice.wav"), 0)
     if mode == "audio_driven":
@@ -344,7 +360,7 @@ def all_stages(embedded: bool) -> Graph:
     name = "embedded_advanced" if embedded else "advanced"
     g.place(0)
     p = loaders(g, embedded)
-    links = sources(g, "joint", embedded)
+    links = sources(g, "joint", embedded, PICTURE if embedded else 110)
     image = links["image"]
     g.box("1  Model and image", "load", 0)
     g.place(400)

@@ -17,6 +17,7 @@ NOT_SENT = {"IMAGEUPLOAD", "AUDIOUPLOAD", "AUDIO_UI"}  # widgets of the page tha
 TITLE, GAP, PAD = 30, 26, 20
 GROUP_TITLE, GROUP_GAP, COLUMN_GAP = 62, 40, 60
 LINE = 50
+QUIET = {"UniAVGenLoadModel"}  # has a line only where a file holds tensors that are not used
 FACE, OUTSIDE = -10, -20  # ids of a subgraph's inputs and outputs
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 PREVIEW = "$$canvas-image-preview"
@@ -121,7 +122,7 @@ def _from_info(info: dict) -> NodeType:
             if name == "seed":  # the page controls every number of this name
                 seed = name
     outputs = tuple(Slot(*pair) for pair in zip(info["output_name"], info["output"]))
-    tells = "unique_id" in info["input"].get("hidden", {})
+    tells = "unique_id" in info["input"].get("hidden", {}) and info["name"] not in QUIET
     lists = frozenset(i for i, is_list in enumerate(info["output_is_list"]) if is_list)
     return NodeType(tuple(sockets), tuple(widgets), outputs, seed, defaults, lists, tells)
 

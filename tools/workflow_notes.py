@@ -8,6 +8,7 @@ TITLES = {
     "continuation": "Continue a video",
     "dubbing": "Dub a video",
     "audio_driven": "A face for recorded speech",
+    "edit": "Other words in a part",
     "guidance_grid": "Compare s_v and s_a",
     "advanced": "All stages, to rewire",
 }
@@ -64,6 +65,18 @@ LINES = {
             TAKE,
         ],
         ["The audio stays as it is. Upper box: its words. Lower box: the caption.", PUPPET_WORDS, TAKE],
+    ],
+    "edit": [
+        [
+            "**From second** .. **to second** is made anew; everything else stays.",
+            "Upper box: the words of the **whole** clip, the new ones in place. Lower box: the caption.",
+            TAKE,
+        ],
+        [
+            "**From second** .. **to second** is made anew; everything else stays.",
+            "Upper box: the words of the **whole** clip, the new ones in place. Lower box: the caption.",
+            PUPPET_WORDS,
+        ],
     ],
     "guidance_grid": 2
     * [

@@ -1,4 +1,4 @@
-"""UniAVGen: sound and picture of a talking person made together. Knows nothing of ComfyUI."""
+"""UniAVGen: audio and video of a talking person, generated jointly. Knows nothing of ComfyUI."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a forward and a run cost: FLOPs by torch's counter, time and peak memory by measurement.
 
-"Naive" is what SPEC section 10 calls so: two dense passes per step (the null one without its skipped
+"Naive" is what docs/model.md section 10 calls so: two dense passes per step (the null one without its skipped
 layer), V2A projecting every gathered context, A2V every gathered window, time embedded per token, and
 nothing kept between steps.
 """

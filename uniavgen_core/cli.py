@@ -66,8 +66,14 @@ def _say_warnings() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("uniavgen: %(message)s"))
     logger = logging.getLogger(__package__)
-    said = set()
-    handler.addFilter(lambda record: record.getMessage() not in said and not said.add(record.getMessage()))
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        new = record.getMessage() not in said
+        said.add(record.getMessage())
+        return new
+
+    handler.addFilter(is_new)
     logger.handlers, logger.propagate = [handler], False
 
 
@@ -265,12 +271,15 @@ def _generate(options: argparse.Namespace) -> int:
             bar.reset(parts)
         bar.update()
 
+    def on_step(done: int, steps: int) -> None:
+        bar.update()
+
     with bar:
         result = generate(
             request,
             weights,
             on_stage=on_stage,
-            on_step=lambda done, steps: bar.update(),
+            on_step=on_step,
             on_decoded=on_decoded,
         )
     for note in result.notes:

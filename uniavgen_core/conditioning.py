@@ -1,4 +1,4 @@
-"""From inputs to a `Task`: the one path of command line, nodes, training and evaluation (SPEC section 6).
+"""Inputs to a `Task`: the one path of command line, nodes, training and evaluation (docs/model.md section 6).
 
 A mode (`modes.MODES`) says which parts of a clip are conditioned. `plan` turns lengths and recordings into
 masks, mels and notes before anything is encoded; `Plan.task` adds the video latent. `condition` is the last
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import ceil, floor
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -167,7 +167,7 @@ def frame_mask(latents: Tensor) -> Tensor:
 def audio_latent(waveform: Tensor, mels: int, normalised: bool = False) -> Tensor:
     """Audio `[..., n]` at 24 kHz as so many mel frames of a clip: `[..., mels, 80]`.
 
-    It is cut, or filled with silence, first; then, in audio-driven, its peak is set (SPEC section 6).
+    It is cut or filled with silence first; then, in audio-driven, its peak is set (docs/model.md section 6).
     """
     waveform = fit_length(waveform, mels * HOP)
     return sound_latent(peak_normalise(waveform) if normalised else waveform)
@@ -391,16 +391,17 @@ def plan(
         )
     if row.audio in (ALL, OUTSIDE) and audio is None:
         raise UserError(f"mode {mode} needs audio; give a recording or a video with audio")
-    length = _clip_frames(row, frames, given_frames, audio, notes)
+    recording = cast(Tensor, audio)  # read in modes that condition audio alone
+    length = _clip_frames(row, frames, given_frames, recording, notes)
     mels, anew, latent = mel_frames(length), Anew(), None
     if row.anew == "rest":
         kept = _prefix(prefix_frames, length, given_frames, notes)
         anew = anew_between(latent_frames(kept), latent_frames(length), latent_frames(length), mels)
-        heard = min(anew.audio.start, audio.shape[-1] // HOP)
+        heard = min(anew.audio.start, recording.shape[-1] // HOP)
         if heard < anew.audio.start:
             if 2 * heard < anew.audio.start:
                 raise UserError(
-                    f"the audio lasts {audio.shape[-1] / SAMPLE_RATE:.2f} s but the video that is kept "
+                    f"the audio lasts {recording.shape[-1] / SAMPLE_RATE:.2f} s but the video that is kept "
                     f"{kept / FPS:.2f} s; give the audio of the same clip"
                 )
             missing = (anew.audio.start - heard) / MELS_PER_SECOND
@@ -408,13 +409,13 @@ def plan(
                 f"the audio ends {missing:.2f} s before the video that is kept; the rest is generated"
             )
             anew = Anew(anew.video, Span(heard, mels))
-        latent = audio_latent(audio, heard)
+        latent = audio_latent(recording, heard)
     elif row.anew == "range":
         anew = _range(edit, latent_frames(length), mels, notes)
     if row.audio == ALL:
-        check_audible(audio, "the audio")
+        check_audible(recording, "the audio")
     if latent is None and row.audio != NOTHING:
-        latent = audio_latent(audio, mels, row.normalised)
+        latent = audio_latent(recording, mels, row.normalised)
     if voice is not None:
         check_audible(voice, "the reference voice")
         check_voice_length(voice, "the reference voice")
@@ -422,7 +423,7 @@ def plan(
     return Plan(mode, length, anew, None if latent is None else latent[None], voice, notes)
 
 
-def _clip_frames(row: Mode, frames: int | None, given: int, audio: Tensor | None, notes: list[str]) -> int:
+def _clip_frames(row: Mode, frames: int | None, given: int, audio: Tensor, notes: list[str]) -> int:
     if row.length == "frames":
         if frames is None:
             raise UserError(f"mode {row.name} needs the number of frames; give 4n + 1, such as 81")

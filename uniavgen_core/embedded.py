@@ -1,14 +1,12 @@
 """The embedded model: small trained parts that ship with the package and need no download.
 
-A puppet model, trained by `uniavgen_core.training` on drawn faces that say the words of `words()`; its card
+A puppet model, trained on drawn faces that say the words of `VOCABULARY`; its card
 is `embedded_model/README.md`.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,6 +20,7 @@ from .media.vocoder import GriffinLim, Vocoder
 from .model.config import Config
 from .model.dit import DualBranchDiT
 from .sampling.defaults import Guidance, SamplingDefaults
+from .vocabulary import VOCABULARY, words
 from .weights import checkpoint
 
 PACKAGE = Path(__file__).parent
@@ -102,26 +101,17 @@ def load_vocoder(device: str | torch.device = "cpu") -> Vocoder | GriffinLim:
     return vocoder.load_vocoder(path, device) if path.exists() else GriffinLim().to(device)
 
 
-@cache
-def words() -> frozenset[str]:
-    """The 72 words that the model has learnt to say."""
-    text = (PACKAGE / "data" / "theatre_words.txt").read_text(encoding="utf-8")
-    return frozenset(text.split())
-
-
 def plain(text: str) -> str:
     """English as the model learnt it: words in small letters, nothing between them but a space.
 
     A text without any word stays as it is.
     """
-    return " ".join(_words(text)) or text
+    return " ".join(words(text)) or text
 
 
 def warnings(text: str) -> list[str]:
-    """A line that names the words of a text that the model has never heard; none if it knows them all."""
-    unknown = [word for word in dict.fromkeys(_words(text)) if word not in words()]
-    return [f"the puppet never learnt to say {', '.join(unknown)}; expect a mumble"] if unknown else []
-
-
-def _words(text: str) -> list[str]:
-    return ["I" if word in ("i", "I") else word.lower() for word in re.findall(r"[^\W_]+(?:'[^\W_]+)*", text)]
+    """A line that names the words of a text that are not in the vocabulary; none if all are."""
+    unknown = [word for word in dict.fromkeys(words(text)) if word not in VOCABULARY]
+    if not unknown:
+        return []
+    return [f"the puppet never learnt to say {', '.join(unknown)}; these words will be unintelligible"]

@@ -1,4 +1,4 @@
-"""The table of modes: what each needs, conditions and leaves to be generated (SPEC section 6).
+"""The table of modes: what each needs, conditions and leaves to be generated (docs/model.md section 6).
 
 This is all that a mode is: `conditioning` turns a row and its inputs into a `Task`, and the command line, the
 nodes, training and evaluation read the same row. Needs no torch, so that `--help` can list the modes.

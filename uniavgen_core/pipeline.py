@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -78,20 +78,24 @@ class Weights:
             raise UserError(
                 f"some weights are given but not {names}; give all three, or none for the embedded model"
             )
-        return check_parts(self.model, self.vae, self.text_encoder, self.vocoder)
+        return check_parts(
+            cast(str, self.model), cast(str, self.vae), cast(str, self.text_encoder), self.vocoder
+        )
 
     def load_model(self) -> DualBranchDiT:
         if self.embedded:
             return embedded.load_model(self.device, self.dtype)
-        return load_model(self.model, self.device, self.dtype, keep_fp8=True)
+        return load_model(cast(str, self.model), self.device, self.dtype, keep_fp8=True)
 
     def load_vae(self) -> WanVAE:
-        return embedded.load_vae(self.device) if self.embedded else load_vae(self.vae, self.device)
+        if self.embedded:
+            return embedded.load_vae(self.device)
+        return load_vae(cast(str, self.vae), self.device)
 
     def load_caption_encoder(self) -> CaptionEncoder:
         if self.embedded:
             return embedded.load_caption_encoder(self.device)
-        return load_caption_encoder(self.text_encoder, self.device, self.dtype or torch.bfloat16)
+        return load_caption_encoder(cast(str, self.text_encoder), self.device, self.dtype or torch.bfloat16)
 
     def load_vocoder(self) -> Vocoder | GriffinLim:
         if self.embedded:
@@ -577,9 +581,11 @@ def generate(
             pipeline.model.get()
         with stage("sample"):
             features = [pipeline.encode_speech([ids])[0] for ids in (inputs.symbols, inputs.null_symbols)]
+            positive, negative = map(TextConditioning, captions, features)
             out = pipeline.sample(
                 task,
-                *map(TextConditioning, captions, features),
+                positive,
+                negative,
                 guidance,
                 completed.steps,
                 completed.shift,

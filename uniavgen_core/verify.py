@@ -163,8 +163,8 @@ def _model_cases(values: dict[str, Tensor], description: Path) -> Iterator[Case]
                 texts("neg_caption", case["neg_text"]),
                 Guidance(case["s_v"], case["s_a"], case["macfg_prop"], _skipped(case)),
             )
-            noise = (values[f"samp.{name}.noise_{branch}"] for branch in ("video", "audio"))
-            out = integrate(velocity, *noise, schedule(case["steps"], case["shift"]))
+            video, audio = (values[f"samp.{name}.noise_{branch}"] for branch in ("video", "audio"))
+            out = integrate(velocity, video, audio, schedule(case["steps"], case["shift"]))
             yield Case(f"sampling {name}.video", relative_error(out.video, values[f"samp.{name}.video"]))
             yield Case(f"sampling {name}.audio", relative_error(out.audio, values[f"samp.{name}.audio"]))
 

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,6 +67,13 @@ def host(comfy_path, models_folder):
     pack = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = pack
     spec.loader.exec_module(pack)
+    import server
+
+    # where the host has its server: nothing is queued, and what nodes tell is not shown
+    queue = SimpleNamespace(get_current_queue_volatile=lambda: ([], []))
+    server.PromptServer.instance = SimpleNamespace(
+        prompt_queue=queue, send_progress_text=lambda text, node_id: None
+    )
     return pack
 
 

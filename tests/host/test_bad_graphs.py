@@ -152,7 +152,7 @@ SOUNDS = [
 
 PICTURES = [
     socket("video.image", "2 channels", "image is [1, 64, 64, 2]", "use an IMAGE"),
-    socket("video.image", "NaN picture", "pixels that are not numbers", "undamaged picture"),
+    socket("video.image", "NaN picture", "pixels that are not numbers", "undamaged image"),
     socket("video.image", "no picture", "image is [0, 64, 64, 3]", "use an IMAGE"),
     socket("video.image", "mask as picture", "image is [1, 64, 64]", "use an IMAGE"),
     socket("video.image", "8 x 8 picture", "8x8", "enlarge"),
@@ -160,8 +160,8 @@ PICTURES = [
     socket("mux.images", "mask as picture", "images is [1, 64, 64]", "use an IMAGE"),
     socket("mux.images", "NaN picture", "images has pixels", "undamaged"),
     socket("mux.images", "no picture", "images is [0, 64, 64, 3]", "use an IMAGE"),
-    socket("picture.name", "picture", "video is one picture", "UniAVGen Joint", mode="continuation"),
-    socket("picture.name", "picture", "video is one picture", "UniAVGen Joint", mode="dubbing"),
+    socket("picture.name", "picture", "video is one image", "UniAVGen Joint", mode="continuation"),
+    socket("picture.name", "picture", "video is one image", "UniAVGen Joint", mode="dubbing"),
     link("video.vae", ["wrong", 0], "vae has 3 latent channels", "wan2.2_vae.safetensors", extra=PIXEL_VAE),
 ]
 PICTURES = [
@@ -176,7 +176,7 @@ LATENTS = [
     socket("sampler.latent", "video latent", "[1, 48, 2, 4, 6]", "UniAVGen task node"),
     socket("sampler.latent", "latent of three", "[1, 4, 4]", "UniAVGen task node"),
     socket("sampler.latent", "latent of another size", "(4, 6)", "(4, 4)", "from one task node"),
-    socket("sampler.latent", "2 videos 1 sound", "2 videos but 1 sounds", "make as many"),
+    socket("sampler.latent", "2 videos 1 sound", "2 videos but 1 audio clips", "make as many"),
     socket("sampler.latent", "64 mel bands", "[1, 64, 31]", "UniAVGen task node"),
     socket("sampler.latent", "time-first mel", "[1, 31, 80]", "UniAVGen task node"),
     socket("sampler.latent", "16 channels", "[1, 16, 2, 4, 6]", "UniAVGen task node"),
@@ -190,8 +190,18 @@ LATENTS = [
     socket("split.latent", "video latent", "latent is [1, 48, 2, 4, 6]", "UniAVGen Sampler"),
     socket("split.latent", "LTX latent", "latent is [1, 128, 2, 4, 6]", "UniAVGen Sampler"),
     link("split.latent", ["wrong", 0], "latent is [1, 4, 8, 8]", "UniAVGen Sampler", extra=EMPTY_LATENT),
-    link("sound.audio", ["split", 0], "audio is [1, 48, 2, 4, 6]", "audio output of UniAVGen Split"),
-    link("sound.audio", ["sampler", 0], "audio is a joint latent", "audio output of UniAVGen Split"),
+    link(
+        "sound.audio",
+        ["split", 0],
+        "audio is [1, 48, 2, 4, 6]",
+        "audio output of UniAVGen Split Video and Audio",
+    ),
+    link(
+        "sound.audio",
+        ["sampler", 0],
+        "audio is a joint latent",
+        "audio output of UniAVGen Split Video and Audio",
+    ),
     Bad(
         "KSampler gets an LTX latent",
         {"sampler.latent_image": ["wrong", 0]},

@@ -72,7 +72,7 @@ def clip(pack, model, speech_encoder) -> list[torch.Tensor]:
     speech = pack.module("nodes.types").EncodedSpeech(
         speech_encoder([5, 1, 9, 2, 30]), speech_encoder([-1] * 10), transcript=False
     )
-    task = pack.module("uniavgen_core.conditioning").condition("joint", image, None, 3, 23)
+    task = pack.module("uniavgen_core.conditioning").condition("joint", image, None, 3, 56)
     positive, negative, latent = (
         pack.module("nodes.tasks")
         .conditioned(task, "joint", [[caption, {}]], [[torch.zeros_like(caption), {}]], speech)

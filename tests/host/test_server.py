@@ -169,8 +169,8 @@ SAID = [
     ("video.image", "9 frames", "of 9 frames the first is the reference"),
     ("words.text", "Hi \u2603", "cannot say \u2603"),
     ("words.text", "Hello, purple moon.", "never learnt to say purple;"),
-    ("mux.audio", "10 ms", "sound filled up by 0.30 s"),
-    ("mux.audio", "voice", "sound cut by 0.69 s"),
+    ("mux.audio", "10 ms", "audio filled with silence by 0.30 s"),
+    ("mux.audio", "voice", "audio cut by 0.69 s"),
 ]
 
 

@@ -70,6 +70,8 @@ def small(graph: dict, frames: int = FRAMES) -> dict:
             inputs["steps"] = STEPS
         if inputs.get("frames", 0) > frames:
             inputs["frames"] = frames
+        if "start" in inputs:
+            inputs["start"], inputs["end"] = 0.1, 0.4
         if "s_v" in inputs and isinstance(inputs["s_v"], str):
             inputs["s_v"], inputs["s_a"] = "1, 3", "1, 2"
     return graph

@@ -1,4 +1,4 @@
-"""The caption encoder: umT5 hidden states of a description of the scene (SPEC section 1)."""
+"""The caption encoder: umT5 hidden states of a description of the scene (docs/model.md section 1)."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class CaptionEncoder:
 
 
 def clean(text: str) -> str:
-    """A caption as those of the training were (SPEC section 9): broken Unicode mended, curly quotes,
+    """A caption as those of the training were (docs/model.md section 9): broken Unicode mended, curly quotes,
     ligatures and full-width characters made plain (ftfy), HTML entities resolved twice, white space
     collapsed.
 

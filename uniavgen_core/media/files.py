@@ -1,4 +1,4 @@
-"""Pictures, sound and video: files in and out (SPEC sections 1 and 6)."""
+"""Pictures, sound and video: files in and out (docs/model.md sections 1 and 6)."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def to_uint8(video: torch.Tensor) -> torch.Tensor:
 
 
 def size_for(image_w: int, image_h: int, short_side: int = 736) -> tuple[int, int]:
-    """Width and height of the video for a picture (SPEC section 6).
+    """Width and height of the video for a picture (docs/model.md section 6).
 
     The shorter side becomes `short_side`, the longer keeps the ratio and is rounded up to 32.
 

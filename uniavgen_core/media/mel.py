@@ -1,4 +1,4 @@
-"""From sound to the audio latent and back (SPEC sections 1 and 9, "Mel").
+"""From sound to the audio latent and back (docs/model.md sections 1 and 9, "Mel").
 
 waveform [..., samples] at 24 kHz, -1..1  ->  log_mel [..., 80, L], natural log, 100 frames a second
 ->  latent [..., L, 80], normalised.
@@ -69,7 +69,7 @@ def log_mel(waveform: Tensor) -> Tensor:
 
 
 def mel_to_latent(log_mel: Tensor) -> Tensor:
-    """[..., 80, L] natural-log mel -> [..., L, 80] audio latent (SPEC section 1)."""
+    """[..., 80, L] natural-log mel -> [..., L, 80] audio latent (docs/model.md section 1)."""
     return (log_mel.transpose(-1, -2) - LATENT_MEAN) / LATENT_STD
 
 
@@ -142,7 +142,7 @@ def resample(waveform: Tensor, rate_in: float, rate_out: float) -> Tensor:
 
 
 def peak_normalise(waveform: Tensor) -> Tensor:
-    """[..., n] with each clip's peak at 0.999146 (SPEC section 6); a silent clip stays as it is."""
+    """[..., n] with each clip's peak at 0.999146 (docs/model.md section 6); a silent clip stays as it is."""
     peak = waveform.abs().amax(-1, keepdim=True)
     return waveform / torch.where(peak > 0, peak, 1.0) * PEAK
 
@@ -163,7 +163,7 @@ def check_voice_length(waveform: Tensor, name: str) -> None:
 
 
 def reference_voice(waveform: Tensor) -> Tensor:
-    """A reference voice as the model knows it: peak-normalised, 0.3 s of silence behind (SPEC section 6)."""
+    """A reference voice: peak-normalised and followed by 0.3 s of silence (docs/model.md section 6)."""
     return F.pad(peak_normalise(waveform), (0, round(REFERENCE_SILENCE * SAMPLE_RATE)))
 
 

@@ -1,4 +1,4 @@
-"""What is said, as symbol ids of the speech vocabulary (SPEC section 9, "Speech text")."""
+"""What is said, as symbol ids of the speech vocabulary (docs/model.md section 9, "Speech text")."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ..errors import UserError
 
@@ -29,7 +29,7 @@ def load_vocabulary() -> dict[str, int]:
 
 
 def symbol_ids(text: str, language: str = "en", reference_text: str = "") -> list[int]:
-    """Ids of what the model is to say (SPEC sections 3 "Empty text" and 9).
+    """Ids of what the model is to say (docs/model.md sections 3 "Empty text" and 9).
 
     With a reference voice its transcript comes first, then a space, then `text`. Symbols that the
     vocabulary lacks become 0; fewer than 10 ids are padded with -1.
@@ -43,7 +43,7 @@ def symbol_ids(text: str, language: str = "en", reference_text: str = "") -> lis
 
 
 def null_symbol_ids(language: str = "en", reference_text: str = "", null: Null = "space") -> list[int]:
-    """Ids of the null speech text: one space, or the reference's transcript plus a space (SPEC section 3).
+    """Ids of the null speech text: a space, or the reference's transcript and one (docs/model.md section 3).
 
     `null`: "filler" leaves the space out where there is no transcript, for models that were trained so.
 
@@ -141,7 +141,8 @@ def _chinese_tools() -> tuple[Callable[[str], Iterable[str]], Callable[[str], li
     jieba.setLogLevel(logging.CRITICAL)
 
     def pinyin(word: str) -> list[str]:
-        # errors=list: a run of characters without pinyin stays one entry per character
-        return lazy_pinyin(word, style=Style.TONE3, tone_sandhi=True, errors=list)
+        # a run of characters without pinyin stays one entry per character
+        errors: Any = list
+        return lazy_pinyin(word, style=Style.TONE3, tone_sandhi=True, errors=errors)
 
     return jieba.Tokenizer().cut, pinyin

@@ -1,4 +1,4 @@
-"""The Wan2.2 VAE: video frames to normalised latents and back (SPEC section 1), through diffusers."""
+"""The Wan2.2 VAE: frames to normalised latents and back (docs/model.md section 1), through diffusers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -204,10 +205,10 @@ def random_vae(seed: int = 0) -> WanVAE:
     return WanVAE(vae.model)
 
 
-def autoencoder(config: dict):
+def autoencoder(config: dict) -> Any:
     """The untrained `diffusers.AutoencoderKLWan` of a config, see `ARCHITECTURE`."""
     try:
-        from diffusers import AutoencoderKLWan
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
     except ImportError as error:
         raise UserError("the VAE needs diffusers, which is not installed: pip install diffusers") from error
     return AutoencoderKLWan.from_config(config)

@@ -1,4 +1,4 @@
-"""From the log-mel back to sound (SPEC section 9, "Vocoder").
+"""From the log-mel back to sound (docs/model.md section 9, "Vocoder").
 
 Qwen2.5-Omni's BigVGAN where its weights are at hand, Griffin-Lim where they are not. Both take
 log_mel [B, 80, L] (natural log, not normalised) and give [B, 240 L] samples at 24 kHz, fp32, -1..1.
@@ -57,8 +57,9 @@ class Vocoder(nn.Module):
         device = self.bigvgan.conv_pre.weight.device
         parts = [*(stage[0] for stage in self.bigvgan.ups), self.bigvgan.conv_post]
         with ExitStack() as hooks:
-            for i, part in enumerate(parts if on_part else ()):
-                hooks.enter_context(called(part, lambda _, i=i: on_part(i + 1, len(parts))))
+            if on_part is not None:
+                for i, part in enumerate(parts):
+                    hooks.enter_context(called(part, lambda _, i=i, tell=on_part: tell(i + 1, len(parts))))
             waveform = self.bigvgan(log_mel.to(device, torch.float32))  # squeezed and on the CPU
         return waveform.reshape(log_mel.shape[0], -1).to(device, torch.float32)
 

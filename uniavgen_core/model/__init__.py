@@ -1,1 +1,1 @@
-"""The network: `DualBranchDiT`, its layers, and the cross-modal interaction (SPEC sections 1 to 5 and 10)."""
+"""The network: `DualBranchDiT`, its layers, the cross-modal interaction (docs/model.md sections 1-5, 10)."""

@@ -1,6 +1,6 @@
 """A2V, audio to video: cross-attention of every latent frame to its temporal-aligned window of mel frames.
 
-One half of the asymmetric cross-modal interaction, gated by the face mask (SPEC sections 4, 5 and 10.2).
+Half of the asymmetric cross-modal interaction, gated by the face mask (docs/model.md sections 4, 5 and 10.2).
 """
 
 from __future__ import annotations

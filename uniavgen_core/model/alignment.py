@@ -3,7 +3,7 @@
 A2V uses a temporal-aligned window: each latent video frame attends to a window of mel frames. V2A uses
 temporal-aligned interpolation: each mel frame attends to a blend of two neighbouring latent video frames.
 Every variant comes down to the same three tensors, so that one pair of attentions serves all
-(SPEC sections 4 and 5); `variants` says which function belongs to which.
+(docs/model.md sections 4 and 5); `variants` says which function belongs to which.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Alignment:
 
 @lru_cache(maxsize=16)
 def align_released(frames: int, mels: int, reach: int) -> Alignment:
-    """SPEC section 4: windows in video frames, two video frames of context; `reach` plays no part."""
+    """docs/model.md section 4: windows in video frames, two frames of context; `reach` plays no part."""
     video_frames = 4 * (frames - 1) + 1
     r = mels / video_frames  # mel frames per video frame
 
@@ -71,7 +71,7 @@ def align_released(frames: int, mels: int, reach: int) -> Alignment:
 
 @lru_cache(maxsize=16)
 def align_paper(frames: int, mels: int, reach: int) -> Alignment:
-    """SPEC section 5: blocks of `k = L / T` mel frames, `reach` (the paper's w) blocks to either side."""
+    """docs/model.md section 5: blocks of `k = L / T` mel frames, `reach` (the paper's w) blocks each side."""
     k = ceil(mels / frames)  # mel frames per latent frame
     blocks = torch.arange(frames)[:, None] + torch.arange(-reach, reach + 1)
     window = blocks.clamp(0, frames - 1)[:, :, None] * k + torch.arange(k)

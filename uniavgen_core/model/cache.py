@@ -1,4 +1,4 @@
-"""What stays the same between the steps of one sampling run (SPEC sections 10.4 and 10.5)."""
+"""What stays the same between the steps of one sampling run (docs/model.md sections 10.4 and 10.5)."""
 
 from __future__ import annotations
 

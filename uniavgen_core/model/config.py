@@ -1,4 +1,4 @@
-"""Sizes of the model (SPEC sections 1 and 2)."""
+"""Sizes of the model (docs/model.md sections 1 and 2)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Variant = Literal["released", "paper", "aligned"]
 class Config:
     """Every number that decides the shape of `DualBranchDiT`; defaults are the released 7.1 B model.
 
-    `variant` chooses the cross-modal interaction: "released" (SPEC section 4), "paper" (section 5) or
-    "aligned", our own, see `variants`. `window` is the paper's w: latent frames of audio context on either
+    `variant` chooses the cross-modal interaction: "released" (docs/model.md section 4), "paper" or
+    "aligned" (section 5), see `variants`. `window` is the paper's w: latent frames of audio context on either
     side.
 
     Raises:

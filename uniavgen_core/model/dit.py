@@ -1,4 +1,4 @@
-"""UniAVGen's dual-branch diffusion transformer (SPEC sections 1 to 5 and 10)."""
+"""UniAVGen's dual-branch diffusion transformer (docs/model.md sections 1 to 5 and 10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The predicted face mask M, with which face-aware modulation steers the interaction (SPEC sections 4 and 5).
+"""The face mask M, with which face-aware modulation steers the interaction (docs/model.md sections 4 and 5).
 
 A2V writes into the video where M is high, V2A reads the video features `M * H`.
 """

@@ -1,4 +1,4 @@
-"""What one forward of the network takes and gives (SPEC sections 1, 3 and 6)."""
+"""What one forward of the network takes and gives (docs/model.md sections 1, 3 and 6)."""
 
 from __future__ import annotations
 

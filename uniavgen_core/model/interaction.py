@@ -1,4 +1,4 @@
-"""Asymmetric cross-modal interaction: A2V and V2A of one interaction layer (SPEC sections 4, 5 and 10)."""
+"""Asymmetric cross-modal interaction: A2V and V2A of one layer (docs/model.md sections 4, 5 and 10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention, transformer block and head, shared by both branches (SPEC section 3).
+"""Attention, transformer block and head, shared by both branches (docs/model.md section 3).
 
 The residual stream and everything elementwise is float32; matmuls run in the dtype of the model.
 """

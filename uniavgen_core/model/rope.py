@@ -1,4 +1,4 @@
-"""Rotary positions (SPEC section 3): interleaved pairs, angles in float64, rotation in float32."""
+"""Rotary positions (docs/model.md section 3): interleaved pairs, angles in float64, rotation in float32."""
 
 from __future__ import annotations
 

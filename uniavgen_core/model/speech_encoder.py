@@ -1,4 +1,4 @@
-"""The speech text encoder: ConvNeXt V2 over symbol embeddings (SPEC section 3)."""
+"""The speech text encoder: ConvNeXt V2 over symbol embeddings (docs/model.md section 3)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """V2A, video to audio: cross-attention of every mel frame to a temporal-aligned interpolation of two latent
-video frames, factored. One half of the asymmetric cross-modal interaction (SPEC sections 4, 5 and 10.1).
+video frames, factored. Half of the asymmetric cross-modal interaction (docs/model.md sections 4, 5 and 10.1).
 
 The context of mel frame j is `c0 X_f + c1 X_{f+1}`, linear in two latent frames. So keys and values are
 projected once per latent frame, and scores and outputs are blended instead of contexts. With

@@ -1,4 +1,4 @@
-"""The variants of the cross-modal interaction, one row each (SPEC sections 4 and 5).
+"""The variants of the cross-modal interaction, one row each (docs/model.md sections 4 and 5).
 
 "aligned" is our own: the paper's, with both directions aligned in true time and a phase.
 A new variant is a name in `config.Variant`, a row of `VARIANTS` and what the row names.

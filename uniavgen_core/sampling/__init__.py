@@ -1,1 +1,1 @@
-"""Sampling: MA-CFG guidance, the schedule and the Euler loop (SPEC section 7)."""
+"""Sampling: MA-CFG guidance, the schedule and the Euler loop (docs/model.md section 7)."""

@@ -1,4 +1,4 @@
-"""How the released model is sampled unless someone says otherwise (SPEC section 7). Needs no torch."""
+"""How the released model is sampled by default (docs/model.md section 7). Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modality-aware classifier-free guidance, MA-CFG (SPEC section 7)."""
+"""Modality-aware classifier-free guidance, MA-CFG (docs/model.md section 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampling schedule and the Euler loop (SPEC section 7)."""
+"""The sampling schedule and the Euler loop (docs/model.md section 7)."""
 
 from __future__ import annotations
 

@@ -31,7 +31,6 @@ from .drawing import (
 from .voices import (
     FPS,
     SAMPLE_RATE,
-    VOCABULARY,
     Recording,
     Voice,
     held_out,
@@ -41,7 +40,6 @@ from .voices import (
 )
 
 __all__ = [
-    "VOCABULARY",
     "Clip",
     "Recording",
     "Theatre",

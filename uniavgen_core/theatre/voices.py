@@ -30,10 +30,6 @@ WHEN = ["now", "today", "here", "again", "tonight", "slowly"]
 PRONOUNS = ["I", "we", "you", "they"]
 GREETINGS = ["hello", "please", "thanks", "sorry", "maybe"]
 QUESTIONS = ["where", "who", "what", "when"]
-VOCABULARY = sorted(
-    {*DETERMINERS, *ADJECTIVES, *NOUNS, *VERBS, *ACTIONS, *WHEN, *PRONOUNS, *GREETINGS, *QUESTIONS}
-    | {"is", "very", "not", "good", "morning", "evening", "open", "show", "me"}
-)
 
 _SLOTS = {
     "D": DETERMINERS,

@@ -1,1 +1,1 @@
-"""Training: the losses and stages of SPEC section 8, and the synthetic theatre for the embedded model."""
+"""Training: the losses and stages of docs/model.md section 8, data from real clips, LoRA."""

@@ -1,7 +1,7 @@
 """Layers whose weights stay as stored and are cast to their input's dtype.
 
 Handed to `DualBranchDiT` as `ops`, they train float32 weights with bfloat16 matmuls and keep the
-precision rules of SPEC section 3: whoever hands a layer float32 gets float32.
+precision rules of docs/model.md section 3: whoever hands a layer float32 gets float32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clips as latents on disk, and the batches of a training run (SPEC sections 1, 6 and 8).
+"""Clips as latents on disk, and the batches of a training run (docs/model.md sections 1, 6 and 8).
 
 A folder of latents holds `latents.json` and safetensors shards of 64 clips, written once, each atomically,
 and memory-mapped in training. Everything random about sample number g of a run follows from (seed, g), and
@@ -314,6 +314,7 @@ def one_clip(latents: Latents, index: int, mode: str) -> Batch:
     item = latents[index]
     audio = _audio(item, mode)
     with_voice = needs_voice(mode)
+    voice = item.voice if with_voice else None
     ids = symbol_ids(item.transcript, item.language, item.voice_transcript if with_voice else "")
     return Batch(
         mode=mode,
@@ -329,6 +330,6 @@ def one_clip(latents: Latents, index: int, mode: str) -> Batch:
         speech_lengths=torch.tensor([len(ids)]),
         captions=[item.caption],
         caption=None if item.caption_states is None else item.caption_states[None],
-        voice=item.voice[None] if with_voice else None,
-        voice_lengths=torch.tensor([len(item.voice)]) if with_voice else None,
+        voice=None if voice is None else voice[None],
+        voice_lengths=None if voice is None else torch.tensor([len(voice)]),
     )

@@ -1,4 +1,4 @@
-"""Training clips from real video: mp4 files and a jsonl that says what is in them (SPEC sections 6 and 8).
+"""Training clips from real video: mp4 files and a jsonl that describes them (docs/model.md sections 6 and 8).
 
 One JSON object a line: "file" (relative to the list), "caption", "transcript", "language" ("en" or "zh");
 optional "faces": one box [x0, y0, x1, y1] in pixels of the file, or one for each of its frames, found by

@@ -1,4 +1,4 @@
-"""The training loop, on Hugging Face accelerate: any launcher, one CPU or many GPUs (SPEC section 8).
+"""The training loop, on Hugging Face accelerate: one CPU or many GPUs (docs/model.md section 8).
 
 A run's folder holds `recipe.json` and one folder per stage with `log.jsonl` (one object a step),
 `checkpoint.pt` (replaced whole; a run that was killed goes on from it exactly), `clips/` and, when the

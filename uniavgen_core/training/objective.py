@@ -1,4 +1,4 @@
-"""The training objective (SPEC section 8): flow matching on both branches and the face mask.
+"""The training objective (docs/model.md section 8): flow matching on both branches and the face mask.
 
 `x_t = (1 - t) data + t noise`, the model's time is `1000 t`, its target the velocity `noise - data`.
 Conditioned and reference tokens enter clean and carry no loss.
@@ -87,8 +87,8 @@ class Batch:
 def draw_time(
     generator: torch.Generator, logit_normal: float, shifts: float | tuple[float, ...] = 1.0
 ) -> Tensor:
-    """A time in 0..1: logit-normal with probability `logit_normal`, else uniform; then shifted (SPEC 7), by
-    one of `shifts`, each as likely as the others."""
+    """A time in 0..1: logit-normal with probability `logit_normal`, else uniform; then shifted, by one of
+    `shifts`, each as likely as the others."""
     shift = shifts
     if isinstance(shifts, tuple):
         shift = shifts[int(torch.randint(len(shifts), (), generator=generator))]
@@ -135,7 +135,7 @@ def mask_loss(predicted: dict[int, Tensor], target: Tensor) -> Tensor:
 
 
 def conditions(batch: Batch, variant: str, patch: tuple[int, int]) -> conditioning.Task:
-    """What is conditioned in this batch (SPEC section 6)."""
+    """What is conditioned in this batch (docs/model.md section 6)."""
     mode, video, audio = batch.mode, batch.video, batch.audio
     if mode in ALONE:  # one conditioned token stands for the video, and the interaction is off
         mode, video = "dubbing", video.new_zeros(*video.shape[:2], 1, *patch)

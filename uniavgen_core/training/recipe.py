@@ -1,4 +1,4 @@
-"""What is trained for how long (SPEC section 8)."""
+"""What is trained for how long (docs/model.md section 8)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TASK_MIX: dict[str, float] = {
     "audio-driven": 2.0,
     "edit": 0.0,
 }
-"""How often each mode is trained: the paper's mix (SPEC section 8), which has no edit."""
+"""How often each mode is trained: the paper's mix (docs/model.md section 8), which has no edit."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def paper_stages() -> tuple[Stage, ...]:
-    """The three stages of the paper (SPEC section 8)."""
+    """The three stages of the paper (docs/model.md section 8)."""
     return (
         Stage("1-audio", 160_000, 256, 2e-5, {AUDIO_ALONE: 1.0}, warmup=1000),
         Stage("2-joint", 30_000, 32, 5e-6, {"joint": 1.0}, mask_weight=(0.1, 0.025)),

@@ -1,1 +1,1 @@
-"""Weight files of every part: what a file is, loading, conversion (SPEC sections 2 and 9)."""
+"""Weight files of every part: what a file is, loading, conversion (docs/model.md sections 2 and 9)."""

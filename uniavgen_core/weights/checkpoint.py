@@ -1,4 +1,4 @@
-"""The model's checkpoint: its sizes read off the tensors, and loading (SPEC section 2).
+"""The model's checkpoint: its sizes read off the tensors, and loading (docs/model.md section 2).
 
 One safetensors file, or a folder of shards with or without index, in fp32, bf16, fp16 or ComfyUI's scaled
 fp8 (an fp8 `X.weight` with one number beside it, `X.scale_weight` or `X.weight_scale`).

@@ -1,4 +1,4 @@
-"""What a weights file or folder is, for every part: model, VAE, text encoder and vocoder (SPEC section 9).
+"""What a weights file or folder is: model, VAE, text encoder or vocoder (docs/model.md section 9).
 
 A part may be one file, a folder, an index or one shard of several (which stands for all). Everything is
 decided on headers and tensor names; see `files` for how they are read.

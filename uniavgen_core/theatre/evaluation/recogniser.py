@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,8 @@ from ...errors import UserError
 from ...media.mel import MEL_BANDS, log_mel
 from ...media.vocoder import GriffinLim
 from ...training.data import save_atomically, seeded
-from ..clips import VOCABULARY, Theatre
+from ...vocabulary import VOCABULARY, words
+from ..clips import Theatre
 
 EMBEDDED_FILE = Path(__file__).parents[2] / "embedded_model" / "recogniser.safetensors"
 PER_SHARD = 200
@@ -31,7 +31,7 @@ VOCODED = 5  # one clip in so many is also kept as Griffin-Lim gives it back
 NEVER = -30.0  # the logit of a word in silence
 AUDIBLE = 3.0  # nats below them: where no cell is louder, there is no word
 DYNAMICS = 8.0  # nats below the clip's loudest cells that are looked at
-_NUMBER = {word.lower(): i + 1 for i, word in enumerate(VOCABULARY)}  # 0 is the blank
+_NUMBER = {word: i + 1 for i, word in enumerate(VOCABULARY)}  # 0 is the blank
 
 
 class _Block(nn.Module):
@@ -75,11 +75,6 @@ class Recogniser(nn.Module):
             changes = [number for before, number in zip([0, *row], row) if number not in (0, before)]
             texts.append(" ".join(VOCABULARY[number - 1] for number in changes))
         return texts
-
-
-def words(text: str) -> list[str]:
-    """The words of a transcript, in small letters."""
-    return re.findall(r"[a-z']+", text.lower())
 
 
 def is_known(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -86,9 +87,10 @@ def make(
     batch = _batch(examples, mode, seed).to(pipeline.device)
     config, model = pipeline.config, pipeline.model.get()
     sampled = sample(
-        model if interaction else WithoutInteraction(model),
+        model if interaction else cast(DualBranchDiT, WithoutInteraction(model)),
         conditions(batch, config.variant, config.patch),
-        *(_texts(pipeline, examples, mode, null) for null in (False, True)),
+        _texts(pipeline, examples, mode, null=False),
+        _texts(pipeline, examples, mode, null=True),
         guidance,
         steps,
         shift,
@@ -111,14 +113,11 @@ def face_masks(
     config = pipeline.config
     task = conditions(batch, config.variant, config.patch)
     texts = _texts(pipeline, examples, "joint", null=False)
-    noisy = (
-        torch.lerp(clean, noise, LOW_NOISE)
-        for clean, noise in ((batch.video, batch.video_noise), (batch.audio, batch.audio_noise))
-    )
+    video = torch.lerp(batch.video, batch.video_noise, LOW_NOISE)
+    audio = torch.lerp(batch.audio, batch.audio_noise, LOW_NOISE)
     time = torch.full((len(examples),), 1000 * LOW_NOISE, device=pipeline.device)
-    masks = GuidedModel(pipeline.model.get(), task, texts, texts, Guidance.none())(
-        *noisy, time, 0, 1
-    ).face_masks
+    guided = GuidedModel(pipeline.model.get(), task, texts, texts, Guidance.none())
+    masks = guided(video, audio, time, 0, 1).face_masks
     predicted = torch.stack(list(masks.values())).mean(0)
     target = token_mask(batch.mask, config.patch)
     return list(zip(predicted.cpu().numpy(), target.cpu().numpy()))
@@ -132,7 +131,7 @@ def ceiling(pipeline: Pipeline, example: Example) -> GeneratedClip:
 
 
 def _batch(examples: list[Example], mode: str, seed: int) -> Batch:
-    """The examples as a training batch: what the tasks of SPEC section 6 are cut from."""
+    """The examples as a training batch: what the tasks of docs/model.md section 6 are cut from."""
     with_voice = "voice" in conditioning.MODES[mode].needs
     audio = "audio_peak" if conditioning.MODES[mode].normalised else "audio"
     clean = {
@@ -192,11 +191,11 @@ def _decode(
         waveforms = [e.clip.waveform for e in examples]
     else:
         sound = pipeline.decode_audio(audio).numpy()
-        waveforms = [np.pad(row, (0, len(e.clip.waveform) - len(row))) for row, e in zip(sound, examples)]
+        waveforms = [np.pad(wave, (0, len(e.clip.waveform) - len(wave))) for wave, e in zip(sound, examples)]
     made = []
-    for row, example in enumerate(examples):
+    for i, example in enumerate(examples):
         frames = example.clip.frames
         if row.video != "all":
-            frames = pipeline.decode_video(video[row : row + 1]).numpy()
-        made.append(GeneratedClip(frames, waveforms[row], video[row].cpu(), audio[row].cpu()))
+            frames = pipeline.decode_video(video[i : i + 1]).numpy()
+        made.append(GeneratedClip(frames, waveforms[i], video[i].cpu(), audio[i].cpu()))
     return made
