@@ -31,13 +31,19 @@ from uniavgen_core.theatre.recipe import EMBEDDED
 from uniavgen_core.training import cast_ops, command
 from uniavgen_core.training.data import Batches, Latents, Sample, one_clip, prepare
 from uniavgen_core.training.initialise import initialise
-from uniavgen_core.training.objective import MODES, Objective, TextGuide, token_mask
+from uniavgen_core.training.objective import (
+    MODES,
+    Objective,
+    TextGuide,
+    flow_loss,
+    token_mask,
+)
 from uniavgen_core.training.recipe import TASK_MIX, Recipe, Stage, paper_stages
 from uniavgen_core.weights.checkpoint import load_model
 from uniavgen_core.weights.convert import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
-TASKS = MODES[1:]
+TASKS = MODES[2:]
 SIZES = Config(
     variant="paper",
     video_dim=48,
@@ -118,8 +124,9 @@ def test_known_frames_carry_no_loss(mode, make_model, latents):
     batch.audio_noise[:, audio] += 5
     again = objective(batch, 0.1)
     assert torch.equal(losses["loss"], again["loss"])
-    assert (losses["video"] == 0) == (mode == "dubbing")
-    assert (losses["audio"] == 0) == (mode == "audio-driven")
+    if mode != "edit":
+        assert (losses["video"] == 0) == (mode == "dubbing")
+        assert (losses["audio"] == 0) == (mode == "audio-driven")
     assert torch.isclose(losses["loss"], losses["video"] + losses["audio"] + 0.1 * losses["mask"])
 
 
@@ -141,8 +148,8 @@ def test_the_face_mask_is_learnt_per_token():
     assert token_mask(face, (1, 1)).sum() == 4
 
 
-@pytest.mark.parametrize("variant", ["released", "paper"])
-def test_every_weight_of_both_variants_learns(variant, make_model, latents):
+@pytest.mark.parametrize("variant", ["released", "paper", "aligned"])
+def test_every_weight_of_all_variants_learns(variant, make_model, latents):
     objective = trainable(make_model, variant)
     for mode in ("joint", "reference-voice"):
         objective(batch_of(latents, mode), 0.1)["loss"].backward()
@@ -210,6 +217,64 @@ def test_times_are_half_uniform_half_logit_normal(latents):
         assert abs(((times > 0.25) & (times < 0.75)).float().mean() - middle) < 0.05
 
 
+def test_each_task_has_its_own_times_and_text_drop(latents):
+    changes = {
+        "task_shifts": {"dubbing": (10.0, 2.0), "joint": (4.0,)},
+        "task_text_drop": {"dubbing": 0.3},
+        "logit_normal": 0.0,
+        "shift": 1.0,
+    }
+
+    def drawn(mode: str):
+        only = stage(steps=1, batch=3000, tasks={mode: 1}, null_share=0.0, **changes)
+        return Batches(latents, only, seed=0)[0]
+
+    def moved(shift: float) -> float:  # the median of shifted uniform times
+        return shift / (1 + shift)
+
+    dubbing, joint, other = drawn("dubbing"), drawn("joint"), drawn("continuation")
+    assert abs(joint.time.median() - moved(4)) < 0.02
+    assert abs(other.time.median() - 0.5) < 0.03
+    below = sum(0.8 / (s - (s - 1) * 0.8) for s in (10, 2)) / 2  # the share of t < 0.8 in the mixture
+    assert abs((dubbing.time < 0.8).float().mean() - below) < 0.03
+    dropped = [sum(text == "" for text in batch.captions) / 3000 for batch in (dubbing, joint)]
+    assert abs(dropped[0] - 0.3) < 0.03
+    assert abs(dropped[1] - 0.05) < 0.02
+
+
+def test_the_interaction_has_its_own_learning_rate():
+    s = stage(learning_rate=5e-4, interaction_rate=1e-3)
+    for part in ("a2v_blocks.0.q.weight", "v2a_blocks.1.phase", "a2v_blocks.0.mask_head.head.bias"):
+        assert s.scale(f"model.{part}") == pytest.approx(2)
+    assert s.scale("model.blocks.0.self_attn.q.weight") == s.scale("caption_model.x") == 1
+    assert stage().scale("model.a2v_blocks.0.q.weight") == 1
+
+
+def test_frames_next_to_a_seam_weigh_more():
+    data, noise = torch.zeros(1, 12, 1), torch.zeros(1, 12, 1)
+    known = torch.tensor([True, False, False, False, False, True, True, False, False, False, False, False])
+    velocity = torch.arange(12.0).view(1, 12, 1)
+    near, far = [1, 2, 3, 4, 7, 8], [9, 10, 11]
+    weights = torch.tensor([3.0] * len(near) + [1.0] * len(far))
+    squares = velocity.flatten()[near + far].square()
+    expected = (weights * squares).sum() / weights.sum()
+    assert torch.isclose(flow_loss(velocity, noise, data, known, 1, 2, 3.0), expected)
+    assert torch.isclose(flow_loss(velocity, noise, data, known, 1), squares.mean())
+    assert flow_loss(velocity, noise, data, torch.ones(12, dtype=torch.bool), 1, 2, 3.0) == 0
+
+
+@pytest.mark.parametrize("mode", ["dubbing", "audio-driven"])
+def test_a_branch_known_whole_is_read_without_a_gradient(mode, make_model, latents):
+    objective = trainable(make_model, "aligned")
+    objective(batch_of(latents, mode), 0.1)["loss"].backward()
+    learns = {n for n, p in objective.named_parameters() if p.grad is not None and p.grad.any()}
+    whole, other = ("blocks", "audio_blocks") if mode == "dubbing" else ("audio_blocks", "blocks")
+    reads = "v2a_blocks" if mode == "dubbing" else "a2v_blocks"
+    assert not any(n.startswith(f"model.{whole}.") for n in learns)
+    for part in (f"{other}.0.self_attn.q", f"{reads}.0.k", f"{reads}.0.q", "a2v_blocks.0.mask_head.head"):
+        assert f"model.{part}.weight" in learns
+
+
 def test_every_clip_is_seen_once_an_epoch(latents):
     batches = Batches(latents, stage(batch=5, tasks={"joint": 1}), seed=0)
     seen = [tuple(video.flatten()[:2].tolist()) for step in range(4) for video in batches[step].video]
@@ -250,6 +315,23 @@ def test_a_steady_reading_is_no_fault_and_a_backward_one_is(latents):
     assert fault(backward=True) > 0.6
 
 
+def test_a_reference_voice_reads_its_own_words_and_the_clip_the_rest(latents):
+    batch = batch_of(latents, "audio-voice", text_drop=0.0)
+    assert set(batch.said_before.tolist()) == {len("a voice ")}
+    guide = TextGuide(batch, cast_ops.softmax_attention)
+    frames = batch.voice.shape[1] + 106
+    assert guide.fault.shape == (len(batch), frames, batch.speech.shape[1])
+    before = batch.voice.shape[1]
+    loud = guide.spoken.bool()
+    best = guide.fault.argmin(-1)
+    assert (best[:, :before][loud[:, :before]] <= 8).all()
+    assert (best[:, before:][loud[:, before:]] >= 8).all()
+    dropped = batch_of(latents, "audio-voice", text_drop=1.0)
+    guide = TextGuide(dropped, cast_ops.softmax_attention)
+    assert not guide.spoken[:, before:].any()
+    assert guide.spoken[:, :before].any()
+
+
 def test_the_guide_draws_looks_at_the_text_and_spares_dropped_texts(make_model, latents):
     objective = trainable(make_model)
     batch = batch_of(latents, "audio", text_drop=0.0)
@@ -258,7 +340,7 @@ def test_the_guide_draws_looks_at_the_text_and_spares_dropped_texts(make_model, 
     assert torch.isclose(guided["loss"], plain["loss"] + 0.3 * guided["guide"])
     guided["guide"].backward()
     assert objective.model.audio_blocks[0].cross_attn.q.weight.grad.abs().sum() > 0
-    batch.speech[:] = -1
+    batch.speech[:] = torch.tensor([0] + [-1] * (batch.speech.shape[1] - 1))
     assert objective(batch, 0.0, 0.3)["guide"] == 0
 
 
@@ -321,8 +403,12 @@ def test_preparing_goes_on_where_it_stopped(tmp_path):
     ("change", "message"),
     [
         ({"tasks": {"singing": 1}}, "task .*singing.* is unknown"),
-        ({"tasks": {"audio": 1, "joint": 1}}, "stands alone"),
-        ({"guide": 0.1}, "0 with video"),
+        ({"task_shifts": {"dubbing": []}}, "at least one shift"),
+        ({"task_shifts": {"dubbing": [10, 0]}}, "shift is 0, it must be positive"),
+        ({"task_text_drop": {"dancing": 0.3}}, "task .*dancing.* is unknown"),
+        ({"task_text_drop": {"dubbing": 3}}, "0..1"),
+        ({"interaction_rate": 0}, "must be positive"),
+        ({"guide": -0.1}, "0 or more"),
         ({"learning_rate": 0}, "must be positive"),
         ({"steps": 0}, "at least 1"),
         ({"null_share": 2}, "0..1"),

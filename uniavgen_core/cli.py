@@ -185,7 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_bench)
 
-    theatre.add_actions(add_train(commands, {"embedded": theatre.embedded_recipe}))
+    recipes = {"embedded": theatre.embedded_recipe, "aligned": theatre.aligned_recipe}
+    theatre.add_actions(add_train(commands, recipes))
     add_eval(commands, _add_weights, _weights)
     return parser
 

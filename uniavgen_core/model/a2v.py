@@ -18,7 +18,7 @@ class A2V(AttentionProjections):
     """The L audio tokens are projected once; the windows are gathered from the projections.
 
     Queries carry (row, column), keys their place in the window. Released: `o(M * attention)`;
-    paper (residual): `M * o(H + attention)`.
+    paper and aligned (residual): `M * o(H + attention)`.
     """
 
     def __init__(self, config: Config, ops=nn, **factory):

@@ -15,6 +15,10 @@ from math import ceil, floor
 import torch
 from torch import Tensor
 
+PHASES = 25
+"""Mel frames a latent frame lasts: 4 video frames at 16 fps, 100 mel frames a second."""
+_FIRST = 19  # latent frame i >= 1 begins with mel frame 25 i - 19
+
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
@@ -23,11 +27,13 @@ class Alignment:
     `window` int64 `[T, W]`: the mel frames that latent frame i attends to (A2V).
     `frame` int64 `[L]`, `weight` float64 `[L, 2]`: mel frame j attends to
     `weight[j, 0] * latent[frame[j]] + weight[j, 1] * latent[frame[j] + 1]` (V2A).
+    `phase` int64 `[L]`: place of mel frame j within its latent frame, of `PHASES`; "aligned" alone has it.
     """
 
     window: Tensor
     frame: Tensor
     weight: Tensor
+    phase: Tensor | None = None
 
 
 @lru_cache(maxsize=16)
@@ -74,3 +80,29 @@ def align_paper(frames: int, mels: int, reach: int) -> Alignment:
     frame = j // k
     alpha = torch.where(frame < frames - 1, (j % k).double() / k, 0.0)
     return Alignment(window.flatten(1).clamp(max=mels - 1), frame, torch.stack((1 - alpha, alpha), dim=-1))
+
+
+@lru_cache(maxsize=16)
+def align_true_time(frames: int, mels: int, reach: int) -> Alignment:
+    """Variant "aligned", our own: both sequences at their true times, however long they are.
+
+    Mel frame j lasts from j to j + 1 hundredths of a second, video frame f from f/16 to (f + 1)/16 s; latent
+    frame 0 holds video frame 0, latent frame i >= 1 the frames 4i-3 .. 4i. So a latent frame lasts 25 mel
+    frames, 25i-19 .. 25i+5 by their centres. A2V: a window of those and `reach` times as many on either side.
+    V2A: the two latent frames whose centres stand around that of the mel frame. The phase `(j + 19) mod 25`
+    is a mel frame's place within its latent frame (latent frame 0, a single video frame: the last 6 places).
+    """
+    latent, j = torch.arange(frames), torch.arange(mels)
+    first = PHASES * latent - _FIRST
+    window = first[:, None] + torch.arange(-reach * PHASES, (reach + 1) * PHASES)
+
+    # Centres in eighths of a mel frame, all whole: latent frame i at (4i - 1) / 16 s, the first at 1/32 s.
+    centre = torch.where(latent > 0, 200 * latent - 50, 25)
+    time = 8 * j + 4
+    frame = (torch.searchsorted(centre, time, right=True) - 1).clamp(min=0)
+    following = (frame + 1).clamp(max=frames - 1)
+    apart = (centre[following] - centre[frame]).clamp(min=1)
+    alpha = ((time - centre[frame]).double() / apart).clamp(0, 1)
+    alpha = torch.where(following > frame, alpha, 0.0)
+    weight = torch.stack((1 - alpha, alpha), dim=-1)
+    return Alignment(window.clamp(0, mels - 1), frame, weight, (j + _FIRST) % PHASES)

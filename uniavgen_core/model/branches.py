@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,11 @@ from .a2v import A2V
 from .layers import Attention, Head, KeyValue, TimeEmbedding, uncompiled
 from .rope import Rotary
 from .v2a import V2A, VideoKV
+
+
+def gradient(wanted: bool) -> AbstractContextManager[None]:
+    """Where a gradient is not wanted, nothing is kept for one."""
+    return nullcontext() if wanted else torch.no_grad()
 
 
 @dataclass(kw_only=True)
@@ -26,6 +32,7 @@ class Branch:
     text_kv: list[KeyValue]  # of every layer's cross-attention
     attention: Attention
     dtype: torch.dtype  # of the matmuls
+    fixed: bool = False  # conditioned whole: without loss, so kept out of the gradient
     text_rotary: Rotary | None = None  # the queries' positions in the cross-attention
     mask: Tensor | None = None
     text_mask: Tensor | None = None
@@ -33,16 +40,17 @@ class Branch:
     @uncompiled
     def run(self, layer: int) -> None:
         """Self-attention, cross-attention to the branch's text and feed-forward of one layer."""
-        self.tokens = self.blocks[layer](
-            self.tokens,
-            self.time,
-            self.text_kv[layer],
-            self.attention,
-            self.rotary,
-            self.text_rotary,
-            self.mask,
-            self.text_mask,
-        )
+        with gradient(not self.fixed):
+            self.tokens = self.blocks[layer](
+                self.tokens,
+                self.time,
+                self.text_kv[layer],
+                self.attention,
+                self.rotary,
+                self.text_rotary,
+                self.mask,
+                self.text_mask,
+            )
 
 
 @dataclass(kw_only=True)

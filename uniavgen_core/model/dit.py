@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import rope
 from .a2v import A2V, zero_output
-from .branches import AudioBranch, VideoBranch
+from .branches import AudioBranch, VideoBranch, gradient
 from .cache import Cache, Constants, Stage, get_or_compute
 from .config import Config
 from .inputs import ActiveParts, Conditioned, References, TextConditioning, Velocity, check
@@ -105,6 +105,8 @@ class DualBranchDiT(nn.Module):
             attention, audio_attention: see `Attention`; the second serves the audio branch and A2V.
             on_layer: called with the number of each layer before its blocks are run.
 
+        A branch that is conditioned whole is read without a gradient: its blocks learn nothing of the other.
+
         Raises:
             ValueError: shapes that do not fit together.
         """
@@ -121,8 +123,10 @@ class DualBranchDiT(nn.Module):
         )
         stages = self._stages(active.skip_layers)
 
-        v = self._embed_video(video, time, references, conditioned, constants, attention)
-        a = self._embed_audio(audio, time, text, references, conditioned, constants, audio_attention)
+        with gradient(not conditioned.video.all()):
+            v = self._embed_video(video, time, references, conditioned, constants, attention)
+        with gradient(not conditioned.audio.all()):
+            a = self._embed_audio(audio, time, text, references, conditioned, constants, audio_attention)
         if cache is not None:
             v, a = cache.replayed(v, a, conditioned, active.skip_layers, stages, plan.rotary)
         face_masks: dict[int, Tensor] = {}
@@ -192,6 +196,7 @@ class DualBranchDiT(nn.Module):
             rotary=constants.video_rotary,
             text_kv=constants.caption_kv,
             attention=attention,
+            fixed=bool(conditioned.video.all()),
             dtype=video.dtype,
             size=(video.shape[2], video.shape[3], video.shape[4]),
             patch=c.patch,
@@ -233,6 +238,7 @@ class DualBranchDiT(nn.Module):
             rotary=constants.audio_rotary,
             text_kv=constants.speech_kv,
             attention=attention,
+            fixed=bool(conditioned.audio.all()),
             dtype=audio.dtype,
             text_rotary=constants.audio_rotary,
             mask=mask,

@@ -37,6 +37,7 @@ class InteractionPlan(NamedTuple):
     mels: Tensor  # mel frames that V2A changes [n]
     window: Tensor  # mel frames they attend to [T', W]
     groups: MelGroups | None  # of the n mel frames
+    phase: Tensor | None  # of the n mel frames [n]
     rotary: rope.Rotary  # (row, column) of a frame's tokens
     window_rotary: rope.Rotary
 
@@ -60,6 +61,7 @@ def plan_interaction(
         mels=mels.to(device),
         window=window.to(device),
         groups=groups,
+        phase=None if alignment.phase is None else alignment.phase[mels].to(device),
         rotary=rope.grid(1, height, width, config.head_dim).to(device),
         window_rotary=rope.window(window.shape[1], config.head_dim).to(device),
     )
@@ -84,7 +86,7 @@ def interact(
         )
     if plan.v2a:
         video_kv = v.kv(layer.v2a, mask, plan.rotary)
-        audio_update = layer.v2a(a.target()[:, plan.mels], video_kv, plan.groups)
+        audio_update = layer.v2a(a.target()[:, plan.mels], video_kv, plan.groups, plan.phase)
     if video_update is not None:
         v.add(plan.frames, video_update)
     if audio_update is not None:

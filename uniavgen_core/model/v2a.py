@@ -76,11 +76,19 @@ def group_mels(frame: Tensor, weight: Tensor, frames: int) -> MelGroups:
 
 
 class V2A(AttentionProjections):
-    """Released: `o(attention)`; paper (residual): `o(H + attention)`."""
+    """Released: `o(attention)`; paper (residual): `o(H + attention)`.
+
+    Aligned: as in the paper, with `H + phase` in the place of `H`, query included: a learned vector for each
+    place of a mel frame within its latent frame (4 video frames), zero at first. Without it all mel frames of
+    a latent frame would ask the same question of it.
+    """
 
     def __init__(self, config: Config, ops=nn, **factory):
         super().__init__(config.audio_dim, config.video_dim, config.audio_heads, config.eps, ops, **factory)
-        self.residual = VARIANTS[config.variant].residual
+        variant = VARIANTS[config.variant]
+        self.residual = variant.residual
+        if variant.phases:
+            self.phase = nn.Parameter(torch.zeros(variant.phases, config.audio_dim, **factory))
         self.eps = config.eps
 
     def project_video_kv(self, video: Tensor, rotary: Rotary) -> VideoKV:
@@ -105,9 +113,16 @@ class V2A(AttentionProjections):
             bias_value=self.v(nothing).float()[0],
         )
 
-    def forward(self, audio: Tensor, video_kv: VideoKV, groups: MelGroups) -> Tensor:
-        """What is added to the changed mel frames, `[B, n, A]` float32 -> `[B, n, A]`."""
+    def forward(
+        self, audio: Tensor, video_kv: VideoKV, groups: MelGroups, phase: Tensor | None = None
+    ) -> Tensor:
+        """What is added to the changed mel frames, `[B, n, A]` float32 -> `[B, n, A]`.
+
+        `phase` int64 `[n]`: their places within their latent frames, in a variant with phases.
+        """
         dtype = video_kv.value.dtype
+        if phase is not None:
+            audio = audio + self.phase.to(audio)[phase]
         q = self.query(audio.to(dtype)).unflatten(-1, (self.heads, -1))[:, groups.row]  # [B, G, J, heads, d]
         q = q.float() * q.shape[-1] ** -0.5
         here, after = groups.frame, groups.following

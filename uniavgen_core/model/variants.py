@@ -1,5 +1,6 @@
 """The variants of the cross-modal interaction, one row each (docs/model.md sections 4 and 5).
 
+"aligned" is our own: the paper's, with both directions aligned in true time and a phase.
 A new variant is a name in `config.Variant`, a row of `VARIANTS` and what the row names.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .alignment import Alignment, align_paper, align_released
+from .alignment import PHASES, Alignment, align_paper, align_released, align_true_time
 from .config import Config, Variant
 from .face_mask import PaperFaceMask, ReleasedFaceMask
 
@@ -23,7 +24,8 @@ class InteractionVariant:
     `residual`: the output projection takes `H + attention`, with the face mask applied after it; without,
     A2V projects `M * attention` and V2A the attention alone;
     `zero_init`: output projections start at zero, so that the branches begin independent of each other;
-    `reference_mel_clean`: reference mel tokens take time 0, not the time of the audio target.
+    `reference_mel_clean`: reference mel tokens take time 0, not the time of the audio target;
+    `phases`: places of a mel frame within its latent frame with a learned vector each in V2A; 0: none.
     """
 
     align: Callable[[int, int, int], Alignment]
@@ -32,6 +34,7 @@ class InteractionVariant:
     residual: bool
     zero_init: bool
     reference_mel_clean: bool
+    phases: int = 0
 
 
 VARIANTS: Mapping[Variant, InteractionVariant] = {
@@ -50,6 +53,15 @@ VARIANTS: Mapping[Variant, InteractionVariant] = {
         residual=True,
         zero_init=True,
         reference_mel_clean=True,
+    ),
+    "aligned": InteractionVariant(
+        align=align_true_time,
+        face_mask=PaperFaceMask,
+        before_blocks=True,
+        residual=True,
+        zero_init=True,
+        reference_mel_clean=True,
+        phases=PHASES,
     ),
 }
 

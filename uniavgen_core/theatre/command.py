@@ -18,6 +18,13 @@ def embedded_recipe() -> Recipe:
     return EMBEDDED
 
 
+def aligned_recipe() -> Recipe:
+    """What `train recipe aligned` prints."""
+    from .recipe import ALIGNED
+
+    return ALIGNED
+
+
 def add_actions(actions: argparse._SubParsersAction) -> None:
     """Adds the theatre's commands to those of `train`; imports nothing heavy until one is run."""
     p = actions.add_parser("theatre", help="prepare synthetic clips (needs espeak-ng)")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..model.config import Config
-from ..training.objective import AUDIO_ALONE
+from ..training.objective import AUDIO_ALONE, VOICE_ALONE
 from ..training.recipe import TASK_MIX, Recipe, Stage
 
 EMBEDDED = Recipe(
@@ -43,3 +45,43 @@ EMBEDDED = Recipe(
     dtype="bf16",
 )
 """The embedded model: 128x128 pictures of 33 frames, 8x8 tokens a latent frame."""
+
+ALIGNED = replace(
+    EMBEDDED,
+    config=replace(EMBEDDED.config, variant="aligned"),
+    stages=(
+        Stage(
+            "2-dubbing",
+            600,
+            16,
+            5e-4,
+            {"dubbing": 3.0, AUDIO_ALONE: 1.0, VOICE_ALONE: 1.0},
+            warmup=20,
+            decay=0.3,
+            mask_weight=(0.1, 0.1),
+            shift=3.0,
+            task_shifts={"dubbing": (10.0, 2.0)},
+            task_text_drop={"dubbing": 0.3},
+            interaction_rate=1e-3,
+            guide=0.3,
+        ),
+        Stage(
+            "3-tasks",
+            3000,
+            16,
+            5e-4,
+            {"joint": 3.0, "audio-driven": 3.0, "dubbing": 1.5, AUDIO_ALONE: 1.0, "edit": 1.0}
+            | {"continuation": 0.7, "reference-voice": 0.5},
+            warmup=20,
+            decay=0.4,
+            mask_weight=(0.1, 0.1),
+            shift=3.0,
+            task_shifts={"dubbing": (10.0, 2.0), "audio-driven": (10.0, 2.0), "joint": (4.0,)},
+            task_text_drop={"dubbing": 0.3},
+            interaction_rate=1e-3,
+            guide=0.2,
+            seam=4.0,
+        ),
+    ),
+)
+"""From the embedded model of variant "paper" (`train run --start`) to one of variant "aligned"."""

@@ -28,7 +28,7 @@ from ..errors import UserError
 from ..media.files import to_float
 from ..media.speech import FILLER, null_symbol_ids, symbol_ids
 from ..media.vae import SPATIAL, TEMPORAL
-from .objective import AUDIO_ALONE, Batch, draw_time
+from .objective import ALONE, VOICE_ALONE, Batch, draw_time
 from .recipe import Schedule, Stage
 
 PER_SHARD = 64
@@ -230,7 +230,7 @@ class Batches(torch.utils.data.Dataset):
 
     def __post_init__(self):
         self.rows = shared_rows(self.stage, self.rank, self.processes)
-        if "reference-voice" in self.stage.tasks and self.latents[0].voice is None:
+        if any(map(needs_voice, self.stage.tasks)) and self.latents[0].voice is None:
             raise UserError(
                 f"{self.latents.folder} has no reference voices; name the speakers of your clips, or take "
                 "reference-voice out of the stage's tasks"
@@ -276,13 +276,12 @@ class Batches(torch.utils.data.Dataset):
         count = len(self.latents)
         item = self.latents[_order(self.seed, self.stage.name, g // count, count)[g % count]]
         generator = seeded(self.seed, self.stage.name, "sample", g)
-        time = draw_time(generator, self.stage.logit_normal, self.stage.shift)
-        dropped = null or bool(torch.rand((), generator=generator) < self.stage.text_drop)
+        time = draw_time(generator, self.stage.logit_normal, self.stage.shifts(mode))
+        text_drop = self.stage.task_text_drop.get(mode, self.stage.text_drop)
+        dropped = null or bool(torch.rand((), generator=generator) < text_drop)
         said_before = item.voice_transcript if needs_voice(mode) else ""
-        if dropped:
-            ids = null_symbol_ids(item.language, said_before)
-        else:
-            ids = symbol_ids(item.transcript, item.language, said_before)
+        null_ids = null_symbol_ids(item.language, said_before)
+        ids = null_ids if dropped else symbol_ids(item.transcript, item.language, said_before)
         audio = _audio(item, mode)
         return {
             "video": item.video,
@@ -290,10 +289,11 @@ class Batches(torch.utils.data.Dataset):
             "mask": item.mask,
             "audio_noise": torch.randn(audio.shape, generator=generator),
             "video_noise": item.video
-            if mode == AUDIO_ALONE
+            if mode in ALONE
             else torch.randn(item.video.shape, generator=generator),
             "time": time,
             "ids": torch.tensor(ids),
+            "said_before": torch.tensor(sum(i != FILLER for i in null_ids) if said_before else 0),
             "caption": "" if dropped else item.caption,
             "states": self.latents.null_caption if dropped else item.caption_states,
             "voice": item.voice,
@@ -302,11 +302,11 @@ class Batches(torch.utils.data.Dataset):
 
 def needs_voice(mode: str) -> bool:
     """Whether a mode, or the audio branch alone, is trained with a reference voice."""
-    return mode != AUDIO_ALONE and "voice" in conditioning.MODES[mode].needs
+    return mode == VOICE_ALONE or (mode not in ALONE and "voice" in conditioning.MODES[mode].needs)
 
 
 def _audio(item: Sample, mode: str) -> Tensor:
-    return item.audio_peak if mode != AUDIO_ALONE and conditioning.MODES[mode].normalised else item.audio
+    return item.audio_peak if mode not in ALONE and conditioning.MODES[mode].normalised else item.audio
 
 
 def one_clip(latents: Latents, index: int, mode: str) -> Batch:

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -39,7 +39,7 @@ from ..weights.checkpoint import load_model
 from ..weights.convert import save_checkpoint
 from . import cast_ops
 from .data import Batches, Latents, one_clip
-from .initialise import initialise
+from .initialise import initialise, other_interaction
 from .objective import Batch, Objective, compile_blocks, conditions, recompute_blocks
 from .recipe import Recipe, Schedule
 
@@ -135,9 +135,10 @@ def train(
 ) -> Path:
     """Train all stages of a recipe, or go on with what was begun in `out`; the trained model's file.
 
-    `start`: weights to begin with instead of new ones. `caption`: a caption encoder (or its folder) to be
-    trained with the model from the first stage with video on; it is saved beside each stage's model.
-    `speech`: clips without video, for the stages of the audio branch alone.
+    `start`: weights to begin with instead of new ones; of another variant, see `other_interaction`.
+    `caption`: a caption encoder (or its folder) to be trained with the model from the first stage with video
+    on; it is saved beside each stage's model. `speech`: clips without video, for the stages of the audio
+    branch alone.
 
     Raises:
         UserError: another recipe was begun in `out`, or clips, weights and recipe do not fit together.
@@ -151,7 +152,7 @@ def train(
         if not done.exists():
             model = _model(recipe, start)
             encoder = load_caption_encoder(caption) if isinstance(caption, str | Path) else caption
-            objective = Objective(model, encoder, DTYPES[recipe.dtype])
+            objective = Objective(model, encoder, DTYPES[recipe.dtype], stage.seam)
             _fit_check(model, latents, encoder)
             for name, parameter in objective.named_parameters():
                 audio = name.removeprefix("model.").startswith(AUDIO_PARTS)
@@ -202,11 +203,13 @@ def fit(
         UserError: see `Batches`; a loss that is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    trained = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
+    groups, scales = [], []
+    for scale in sorted({stage.scale(name) for name, _ in trained}):
+        own = [p for name, p in trained if stage.scale(name) == scale]
+        groups.append({"params": [p for p in own if p.ndim > 1], "weight_decay": recipe.weight_decay})
+        groups.append({"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0})
+        scales += [scale, scale]
     optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.999))
     objective, optimizer = accelerator.prepare(objective, optimizer)
     parameters = [p for p in objective.parameters() if p.requires_grad]
@@ -220,8 +223,8 @@ def fit(
     )
     for step, batch in enumerate(loader, first):
         begin = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = stage.rate(step)
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            group["lr"] = scale * stage.rate(step)
         optimizer.zero_grad()
         weights = stage.loss_weights(step)
         losses = _accumulate(accelerator, objective, batch.to(accelerator.device), weights, run)
@@ -327,9 +330,12 @@ def _model(recipe: Recipe, start: str | Path | None) -> DualBranchDiT:
     if start is None:
         return initialise(model, recipe.seed)
     weights = load_model(start, dtype=torch.float32)
-    if weights.config != recipe.config:
+    if weights.config == recipe.config:
+        model.load_state_dict(weights.state_dict())
+    elif replace(weights.config, variant=recipe.config.variant) == recipe.config:
+        other_interaction(initialise(model, recipe.seed), weights)
+    else:
         raise UserError(f"{start} has other sizes than the recipe; put its config (uniavgen inspect) there")
-    model.load_state_dict(weights.state_dict())
     return model
 
 

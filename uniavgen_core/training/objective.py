@@ -23,9 +23,13 @@ from ..model.layers import Attention
 from ..sampling.guidance import speech_features
 from . import cast_ops
 
-AUDIO_ALONE = "audio"
-MODES = (AUDIO_ALONE, *conditioning.MODES)
-"""What a step can train: the audio branch alone (stage 1), or one of the modes."""
+AUDIO_ALONE, VOICE_ALONE = "audio", "audio-voice"
+ALONE = (AUDIO_ALONE, VOICE_ALONE)
+MODES = (*ALONE, *conditioning.MODES)
+"""What a step can train: the audio branch alone (stage 1), without or with a reference voice, or one of the
+modes."""
+SEAM = (1, 6)
+"""How many unknown latent frames and mel frames on either side of a seam count as next to it."""
 
 
 @dataclass
@@ -35,9 +39,9 @@ class Batch:
     video `[B, C, T, H, W]`, audio `[B, L, bands]`: clean latents; `mask` `[B, T, H, W]`: share of each
     latent cell that is face; `time` `[B]` in 0..1; `speech` `[B, N]` symbol ids, padded, with
     `speech_lengths` `[B]`; `caption` `[B, M, dim]` states, or None where `captions` are encoded by the
-    objective; `voice` `[B, Lr, bands]` with `voice_lengths` `[B]` in the task "reference-voice";
-    `anew`: the latent frames and mel frames that continuation and edit generate; `interaction`: off in a null
-    pass.
+    objective; `voice` `[B, Lr, bands]` with `voice_lengths` `[B]` where a mode has one; `anew`:
+    the latent frames and mel frames that continuation and edit generate; `interaction`: off in a null pass;
+    `said_before` `[B]`: how many symbols of `speech` the reference voice says.
     """
 
     mode: str
@@ -55,6 +59,7 @@ class Batch:
     caption: Tensor | None = None
     voice: Tensor | None = None
     voice_lengths: Tensor | None = None
+    said_before: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.time)
@@ -79,21 +84,40 @@ class Batch:
         return Batch(**{f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
-def draw_time(generator: torch.Generator, logit_normal: float, shift: float = 1.0) -> Tensor:
-    """A time in 0..1: logit-normal with probability `logit_normal`, else uniform; then shifted."""
+def draw_time(
+    generator: torch.Generator, logit_normal: float, shifts: float | tuple[float, ...] = 1.0
+) -> Tensor:
+    """A time in 0..1: logit-normal with probability `logit_normal`, else uniform; then shifted, by one of
+    `shifts`, each as likely as the others."""
+    shift = shifts
+    if isinstance(shifts, tuple):
+        shift = shifts[int(torch.randint(len(shifts), (), generator=generator))]
     choice, uniform = torch.rand(2, generator=generator)
     normal = torch.randn((), generator=generator).sigmoid()
     time = torch.where(choice < logit_normal, normal, uniform)
     return shift * time / (1 + (shift - 1) * time)
 
 
-def flow_loss(velocity: Tensor, noise: Tensor, data: Tensor, known: Tensor, axis: int) -> Tensor:
-    """`||velocity - (noise - data)||^2`, the mean over positions along `axis` that are not known."""
-    unknown = (~known).nonzero()[:, 0].to(data.device)
+def flow_loss(
+    velocity: Tensor,
+    noise: Tensor,
+    data: Tensor,
+    known: Tensor,
+    axis: int,
+    reach: int = 0,
+    seam_weight: float = 1.0,
+) -> Tensor:
+    """`||velocity - (noise - data)||^2`, the mean over positions along `axis` that are not known.
+
+    Positions with a known one at most `reach` away count `seam_weight` times.
+    """
+    unknown = (~known).nonzero()[:, 0]
     if not len(unknown):
         return velocity.new_zeros(())
-    predicted, target = (x.index_select(axis, unknown) for x in (velocity, noise - data))
-    return F.mse_loss(predicted, target)
+    near = F.max_pool1d(known.float()[None], 2 * reach + 1, 1, reach)[0, unknown]
+    weight = (1 + (seam_weight - 1) * near).to(data.device)
+    square = (velocity - (noise - data)).square().index_select(axis, unknown.to(data.device))
+    return (square.movedim(axis, -1) * (weight / weight.mean())).mean()
 
 
 def token_mask(mask: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -113,7 +137,7 @@ def mask_loss(predicted: dict[int, Tensor], target: Tensor) -> Tensor:
 def conditions(batch: Batch, variant: str, patch: tuple[int, int]) -> conditioning.Task:
     """What is conditioned in this batch (docs/model.md section 6)."""
     mode, video, audio = batch.mode, batch.video, batch.audio
-    if mode == AUDIO_ALONE:  # one conditioned token stands for the video, and the interaction is off
+    if mode in ALONE:  # one conditioned token stands for the video, and the interaction is off
         mode, video = "dubbing", video.new_zeros(*video.shape[:2], 1, *patch)
     return conditioning.condition(
         mode,
@@ -128,33 +152,50 @@ def conditions(batch: Batch, variant: str, patch: tuple[int, int]) -> conditioni
     )
 
 
+def _reading(mel: Tensor, first: Tensor, end: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A steady reading of symbols `first` to `end` `[B]` by a mel `[B, L, bands]`: which frames are loud and
+    so read, and the symbol each stands at, float `[B, L]`. `there`: frames that are no padding."""
+    loudness = mel.float().mean(-1)
+    low, high = loudness.quantile(torch.tensor([0.05, 0.95], device=loudness.device), 1).unsqueeze(-1)
+    spoken = (loudness > low + (high - low) / 4).float()
+    if there is not None:
+        spoken = spoken * there
+    read = spoken.cumsum(1) / spoken.sum(1, keepdim=True).clamp(min=1)
+    return spoken, first[:, None] + read * (end - first)[:, None]
+
+
 class TextGuide:
     """An `Attention` for audio that also sums up how far its looks at the speech text stray from a steady
     reading (guided attention, Tachibana et al. 2018): text and speech find each other in hundreds of steps
     instead of thousands.
 
     Args:
-        batch: read where its mel is loud; dropped texts are not read.
+        batch: read where its mel is loud, a reference voice its own words; dropped texts are not read.
         attention: what computes the attention itself.
         spread: in symbols, how far a look may stray unpunished.
     """
 
     def __init__(self, batch: Batch, attention: Attention, spread: float = 2.0):
-        self.attention, self.frames, self.symbols = attention, batch.audio.shape[1], batch.speech.shape[1]
-        loudness = batch.audio.float().mean(-1)
-        low, high = loudness.quantile(torch.tensor([0.05, 0.95], device=loudness.device), 1).unsqueeze(-1)
-        self.spoken = (loudness > low + (high - low) / 4).float()  # [B, L]
-        read = self.spoken.cumsum(1) / self.spoken.sum(1, keepdim=True).clamp(min=1)
-        place = read * batch.speech_lengths[:, None]
-        distance = torch.arange(self.symbols, device=place.device) - place[..., None]
-        self.fault = 1 - torch.exp(-distance.square() / (2 * spread**2))  # [B, L, N]
-        texts = (batch.speech > 0).any(1, keepdim=True)  # a dropped text is a space and fillers
-        self.spoken = self.spoken * texts
-        self.fault = self.fault * self.spoken[..., None]
+        symbols = torch.arange(batch.speech.shape[1], device=batch.speech.device)
+        before = batch.said_before
+        if before is None:
+            before = torch.zeros_like(batch.speech_lengths)
+        # A dropped text says nothing after the reference voice's words: a space and fillers.
+        says = ((batch.speech > 0) & (symbols >= before[:, None])).any(1, keepdim=True)
+        self.attention = attention
+        spoken, place = _reading(batch.audio, before, batch.speech_lengths)
+        spoken = spoken * says
+        if batch.voice is not None and batch.voice_lengths is not None:
+            there = torch.arange(batch.voice.shape[1], device=place.device) < batch.voice_lengths[:, None]
+            voiced, place_before = _reading(batch.voice, torch.zeros_like(before), before, there)
+            spoken, place = torch.cat((voiced, spoken), 1), torch.cat((place_before, place), 1)
+        distance = symbols - place[..., None]
+        self.spoken = spoken  # [B, Lr + L]
+        self.fault = spoken[..., None] * (1 - torch.exp(-distance.square() / (2 * spread**2)))
         self.faults: list[Tensor] = []
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-        if (q.shape[1], k.shape[1]) == (self.frames, self.symbols):
+        if (q.shape[1], k.shape[1]) == self.fault.shape[1:]:
             looks = cast_ops.attention_weights(q, k, heads, mask)
             self.faults.append((looks.float() * self.fault[:, None]).sum((-1, -2)).mean(1).sum())
             return cast_ops.weighted_values(looks, v)
@@ -172,13 +213,18 @@ class Objective(nn.Module):
         model: either variant.
         caption: an encoder to be trained with the model; without it batches carry caption states.
         dtype: of the matmuls; bfloat16 over float32 weights needs a model built from `mixed`.
+        seam_weight: of frames next to a known one, see `SEAM`.
     """
 
     def __init__(
-        self, model: DualBranchDiT, caption: CaptionEncoder | None = None, dtype: torch.dtype = torch.float32
+        self,
+        model: DualBranchDiT,
+        caption: CaptionEncoder | None = None,
+        dtype: torch.dtype = torch.float32,
+        seam_weight: float = 1.0,
     ):
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.model, self.dtype, self.seam_weight = model, dtype, seam_weight
         self.caption_model: nn.Module | None = caption.model if caption else None
         self.tokenizer: Any = caption.tokenizer if caption else None
 
@@ -186,7 +232,7 @@ class Objective(nn.Module):
         """Scalars: "loss" (to be minimised) and its parts "video", "audio", "mask", "guide"."""
         config, model = self.model.config, self.model
         task = conditions(batch, config.variant, config.patch)
-        alone = batch.mode == AUDIO_ALONE
+        alone = batch.mode in ALONE
         clean_video = task.clean_video if alone else batch.video
         video_noise = torch.zeros_like(clean_video) if alone else batch.video_noise
         t = batch.time
@@ -214,9 +260,15 @@ class Objective(nn.Module):
             attention=attention,
             audio_attention=text_guide or attention,
         )
+        # In audio-driven and joint clips the first frame is given: a seam of its own that needs no weight.
+        weight = self.seam_weight if batch.mode in ("continuation", "edit") else 1.0
         parts = {
-            "video": flow_loss(velocity.video, video_noise, clean_video, task.conditioned_video, 2),
-            "audio": flow_loss(velocity.audio, batch.audio_noise, batch.audio, task.conditioned_audio, 1),
+            "video": flow_loss(
+                velocity.video, video_noise, clean_video, task.conditioned_video, 2, SEAM[0], weight
+            ),
+            "audio": flow_loss(
+                velocity.audio, batch.audio_noise, batch.audio, task.conditioned_audio, 1, SEAM[1], weight
+            ),
             "mask": mask_loss({} if alone else velocity.face_masks, token_mask(batch.mask, config.patch)),
         }
         loss = parts["video"] + parts["audio"] + lambda_m * parts["mask"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..model.config import Config
-from .objective import AUDIO_ALONE, MODES
+from .objective import ALONE, AUDIO_ALONE, MODES
 
 TASK_MIX: dict[str, float] = {
     "joint": 4.0,
@@ -57,6 +57,10 @@ class Schedule:
         falling = min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
         return self.learning_rate * min(rising, falling)
 
+    def scale(self, name: str) -> float:
+        """Learning rate of a parameter, in units of the stage's."""
+        return 1.0
+
     def loss_weights(self, step: int) -> dict[str, float]:
         """What the objective is told at a step beside the batch."""
         return {}
@@ -66,11 +70,15 @@ class Schedule:
 class Stage(Schedule):
     """A schedule of tasks.
 
-    `tasks`: a step's task is drawn with these weights, "audio" is the audio branch alone.
+    `tasks`: a step's task is drawn with these weights, "audio" and "audio-voice" are the audio branch
+    alone, "edit" is a span of a clip with everything before and after it known.
     `mask_weight`: lambda_m at the first and the last step. `null_share` of the steps train the null pass
     (no text, no interaction), `text_drop` of the other samples lose their texts. `logit_normal`: the share
     of times drawn logit-normal, the rest is uniform; a `shift` above 1 moves all times towards noise, where
-    the texts decide. `guide`: weight of the guided attention to the speech text, for the audio branch alone.
+    the texts and the other branch decide. `task_shifts`: other shifts of some tasks, each drawn as often as
+    the others; `task_text_drop`: other shares of dropped texts. `interaction_rate`: learning rate of the
+    interaction, face masks included, where it is not `learning_rate`. `guide`: weight of the guided attention
+    to the speech text. `seam`: weight of frames next to a known one in continuations and edits.
 
     Raises:
         UserError: values that make no stage.
@@ -83,27 +91,49 @@ class Stage(Schedule):
     logit_normal: float = 0.5
     shift: float = 1.0
     guide: float = 0.0
+    task_shifts: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    task_text_drop: dict[str, float] = field(default_factory=dict)
+    interaction_rate: float | None = None
+    seam: float = 1.0
 
     def _faults(self) -> dict[str, bool]:
-        unknown = [task for task in self.tasks if task not in MODES]
+        named = (*self.tasks, *self.task_shifts, *self.task_text_drop)
+        unknown = [task for task in named if task not in MODES]
+        shifts = (self.shift, *(shift for row in self.task_shifts.values() for shift in row))
         return super()._faults() | {
             f"task {unknown[:1]} is unknown, choose from {', '.join(MODES)}": bool(unknown),
             "tasks need weights of 0 or more, and one above 0": not self.tasks
             or min(self.tasks.values()) < 0
             or max(self.tasks.values()) == 0,
-            f"{AUDIO_ALONE!r} trains the audio branch alone and stands alone": AUDIO_ALONE in self.tasks
-            and len(self.tasks) > 1,
-            f"guide is {self.guide}; it is 0 or more, and 0 with video": self.guide < 0
-            or (self.guide > 0 and not self.audio_alone),
-            f"shift is {self.shift}, it must be positive": not self.shift > 0,
+            f"guide is {self.guide} and seam {self.seam}; they are 0 or more": min(self.guide, self.seam) < 0,
+            f"shift is {min(shifts)}, it must be positive": not min(shifts) > 0,
+            "task_shifts needs at least one shift for each task": not all(self.task_shifts.values()),
+            f"interaction_rate is {self.interaction_rate}, it must be positive": (
+                self.interaction_rate is not None and not self.interaction_rate > 0
+            ),
             "null_share, text_drop and logit_normal lie in 0..1": any(
-                not 0 <= x <= 1 for x in (self.null_share, self.text_drop, self.logit_normal)
+                not 0 <= x <= 1
+                for x in (
+                    self.null_share,
+                    self.text_drop,
+                    self.logit_normal,
+                    *self.task_text_drop.values(),
+                )
             ),
         }
 
     @property
     def audio_alone(self) -> bool:
-        return AUDIO_ALONE in self.tasks
+        return set(self.tasks) <= set(ALONE)
+
+    def shifts(self, task: str) -> tuple[float, ...]:
+        """Time shifts of a task, each as likely as the others."""
+        return self.task_shifts.get(task, (self.shift,))
+
+    def scale(self, name: str) -> float:
+        """Learning rate of a parameter, in units of the stage's."""
+        apart = self.interaction_rate is not None and ("a2v_blocks." in name or "v2a_blocks." in name)
+        return self.interaction_rate / self.learning_rate if apart else 1.0
 
     def loss_weights(self, step: int) -> dict[str, float]:
         """lambda_m and lambda_g, the weights of the mask loss and of the guided attention."""
@@ -154,8 +184,15 @@ class Recipe:
 
 
 def _read_stage(values: dict[str, Any]) -> Stage:
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    given: dict[str, Any] = {k: _tuples(v) for k, v in values.items()}
     return Stage(**given)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, in dicts too."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -69,7 +69,7 @@ class Checkpoint(TensorFiles):
         if f"{mask_head}.modulation" in self.tensors:
             variant = "released"
         elif f"{mask_head}.norm.weight" in self.tensors:
-            variant = "paper"
+            variant = "aligned" if "v2a_blocks.0.phase" in self.tensors else "paper"
         else:
             raise UserError(
                 f"{self.path} has neither {mask_head}.modulation (released) nor {mask_head}.norm.weight "
