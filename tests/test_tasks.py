@@ -196,7 +196,10 @@ def test_a_beginning_is_conditioned_as_far_as_its_audio_goes():
     assert any("ends 0.16 s before" in note for note in made.notes)
     longer = plan("continuation", 17, given_frames=9, audio=sound(2.0), prefix_frames=9)
     assert longer.anew == Anew(Span(3, 5), Span(56, 106))
-    assert torch.equal(longer.audio, sound_latent(sound(2.0)[: 56 * HOP])[None])
+    assert torch.equal(longer.audio, sound_latent(sound(2.0)[: 106 * HOP])[None])
+    task = longer.task(VIDEO[:, :, :3])
+    assert torch.equal(task.clean_audio[:, :56], longer.audio[:, :56])
+    assert not task.clean_audio[:, 56:].any()
 
 
 @pytest.mark.parametrize(

@@ -409,7 +409,8 @@ def plan(
                 f"the audio ends {missing:.2f} s before the video that is kept; the rest is generated"
             )
             anew = Anew(anew.video, Span(heard, mels))
-        latent = audio_latent(recording, heard)
+        # as in training, the mel of what is kept sees the audio behind the seam where there is some
+        latent = audio_latent(recording, min(mels, recording.shape[-1] // HOP))
     elif row.anew == "range":
         anew = _range(edit, latent_frames(length), mels, notes)
     if row.audio == ALL:
