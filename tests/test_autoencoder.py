@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from uniavgen_core.errors import UserError
+from uniavgen_core.media.files import to_float
 from uniavgen_core.media.vae import load_vae
 from uniavgen_core.theatre import autoencoder
 from uniavgen_core.theatre.autoencoder import TheatreClips, VAEStage, measure_latents, train_vae
@@ -16,9 +17,11 @@ THEATRE = Theatre(frames=17, size=(64, 64))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_clips():
-    """A pool of four clips at a time."""
+def small():
+    """Half as wide as the shipped one, and a pool of four clips at a time."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(autoencoder.SMALL, "base_dim", 8)
+        patch.setitem(autoencoder.SMALL, "decoder_base_dim", 8)
         patch.setattr(autoencoder, "POOL", 4)
         patch.setattr(autoencoder, "measure_latents", partial(measure_latents, clips=4))
         yield
@@ -27,13 +30,13 @@ def few_clips():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("vae")
-    pictures = VAEStage("pictures", 40, 8, 1e-3, warmup=4)
-    return train_vae(THEATRE, (pictures, VAEStage("clips", 2, 1, 1e-4, frames=9, crop=32, motion=5.0)), out)
+    pictures = VAEStage("pictures", 40, 8, 1e-3, warmup=4, crop=32)
+    return train_vae(THEATRE, (pictures, VAEStage("clips", 2, 1, 1e-4, frames=9, motion=5.0)), out)
 
 
 def picture() -> torch.Tensor:
     frames = torch.from_numpy(THEATRE.clip(0).frames[:5])
-    return frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    return to_float(frames)[None]
 
 
 def test_pictures_come_closer_and_latents_are_of_order_one(trained):
