@@ -404,15 +404,14 @@ def all_stages(embedded: bool) -> Graph:
 
     top = g.bottom() + 170
     between = top - 140  # the first of the lines between the rows
-    g.place(0, top)
-    g.note(note("advanced", embedded), NOTE_HEIGHT)
-    g.narrow(300)
-    g.place(500, top, 200)
-    split = g.add("UniAVGenSplit", latent=(sampled, 0))
+    g.place(0, top, 400)
+    g.note(note("advanced", embedded), NOTE_HEIGHT + 40)
+    g.place(490, top, 200)
+    split = g.add("UniAVGenSplit", "Split video and audio", latent=(sampled, 0))
     g.place(800, top, 260)
     images = g.add("VAEDecode", samples=(split, 0), vae=p.vae)
     audio = g.add("UniAVGenVocoderDecode", audio=(split, 1), vocoder=p.vocoder)
-    g.box("5  Decode", "out", 500, 800, top=top)
+    g.box("5  Decode", "out", 490, 800, top=top)
     g.place(1160, top)
     face = g.add(
         "UniAVGenFaceMask",
