@@ -2,15 +2,20 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..uniavgen_core.errors import UserError
 from . import decoding, embedded, encoding, face_mask, guiding, loading, muxing, puppet, tasks
+from .checks import checked
 
 WEB_DIRECTORY = "./web"
+
+for _kind in (UserError, *UserError.__subclasses__()):
+    _kind.__module__ = "builtins"  # the page writes the module before the name of any other exception
 
 
 class UniAVGenExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         stages = (loading, embedded, puppet, encoding, tasks, guiding, decoding, muxing, face_mask)
-        return [node for stage in stages for node in stage.NODES]
+        return [checked(node) for stage in stages for node in stage.NODES]
 
 
 async def comfy_entrypoint() -> UniAVGenExtension:

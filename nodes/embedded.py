@@ -21,6 +21,7 @@ from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.media.caption import CaptionEncoder
 from ..uniavgen_core.media.files import read_image
 from ..uniavgen_core.media.vae import LATENT_CHANNELS, diffusers_name, read_vae
+from ..uniavgen_core.threads import fitting_threads
 from .loading import LoadedVocoder, parts_of
 from .types import CATEGORY, SpeechEncoderSocket, VocoderSocket, tell
 
@@ -83,7 +84,12 @@ class HostVAE(comfy.sd.VAE):
 
     def decode(self, samples_in: Tensor, vae_options: dict = {}) -> Tensor:  # noqa: B006
         _check_video_latent(samples_in)
-        return super().decode(samples_in, vae_options)
+        with fitting_threads(self.first_stage_model, self.device):
+            return super().decode(samples_in, vae_options)
+
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        with fitting_threads(self.first_stage_model, self.device):
+            return super().encode(pixel_samples)
 
     def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
         _check_video_latent(samples)

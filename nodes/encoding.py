@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import Input, io
 from torch import Tensor
 
 from ..uniavgen_core import embedded
@@ -60,10 +60,12 @@ class VideoEncode(io.ComfyNode):
                 io.Vae.Input(
                     "vae", tooltip="The Wan2.2 VAE (wan2.2_vae.safetensors), or the embedded model's."
                 ),
-                io.Image.Input(
+                io.MultiType.Input(
                     "image",
-                    tooltip="One image: the reference. Several frames: a video, whose first frame is the "
-                    "reference. It is resized to sides of a multiple of 32 pixels, cutting edges evenly.",
+                    [io.Image, io.Video],
+                    tooltip="One image: the reference. Five frames or more, or a VIDEO: a video, whose first "
+                    "frame is the reference. It is resized to sides of a multiple of 32 pixels, cutting "
+                    "edges evenly.",
                 ),
                 io.Int.Input(
                     "short_side",
@@ -81,7 +83,7 @@ class VideoEncode(io.ComfyNode):
                     max=float(MAX_FPS),
                     step=0.01,
                     tooltip="Frame rate of the frames that come in (fps of Get Video Components); they are "
-                    "resampled to 16. Not used for a single image.",
+                    "resampled to 16. Not used for a single image and for a VIDEO, which has its own.",
                 ),
             ],
             outputs=[
@@ -102,13 +104,16 @@ class VideoEncode(io.ComfyNode):
         return f"short_side is {short_side}, expected a multiple of 32 from 32 to 2048; try {nearest}"
 
     @classmethod
-    def execute(cls, vae, image: Tensor, short_side: int, fps: float) -> io.NodeOutput:
+    def execute(cls, vae, image: Tensor | Input.Video, short_side: int, fps: float) -> io.NodeOutput:
         vae.throw_exception_if_invalid()
         if vae.latent_channels != LATENT_CHANNELS:
             raise UserError(
                 f"vae has {vae.latent_channels} latent channels, expected {LATENT_CHANNELS} (Wan2.2); load "
                 "wan2.2_vae.safetensors"
             )
+        if isinstance(image, Input.Video):
+            components = image.get_components()
+            image, fps = components.images, float(components.frame_rate)
         frames = pictures_uint8(image)
         given = f"{image.shape[2]}x{image.shape[1]}"
         if len(frames) > 1:
@@ -116,6 +121,11 @@ class VideoEncode(io.ComfyNode):
             if fps != FPS:
                 frames = resample_frames(frames, fps)
             frames = frames[: snap_frames(len(frames))]
+            if len(frames) < 5:
+                raise UserError(
+                    f"image is {count} frames at {fps:g} fps, expected one picture or at least 5 frames at "
+                    f"{FPS} fps; give one picture, or a longer video"
+                )
             given += f", {count} frames at {fps:g} fps"
         width, height = size_for(image.shape[2], image.shape[1], short_side)
         frames = fit_image(frames, width, height)
@@ -141,10 +151,11 @@ class MelEncode(io.ComfyNode):
             description="Prepares audio: a reference voice, the audio of a video, or the speech that drives "
             "a face. Loudness and trailing silence are set by the task node, as each task needs it.",
             inputs=[
-                io.Audio.Input(
+                io.MultiType.Input(
                     "audio",
-                    tooltip="Any rate and any channels; it is mixed to mono and resampled to 24 kHz. "
-                    "100 mel frames a second.",
+                    [io.Audio, io.Video],
+                    tooltip="A recording, or a VIDEO for its audio. Any rate and any channels; it is made "
+                    "mono and resampled to 24 kHz. 100 mel frames a second.",
                 ),
             ],
             outputs=[MelSocket.Output(display_name="mel", tooltip="For the UniAVGen task nodes.")],
@@ -152,7 +163,12 @@ class MelEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, audio: dict) -> io.NodeOutput:
+    def execute(cls, audio: dict | Input.Video) -> io.NodeOutput:
+        if isinstance(audio, Input.Video):
+            sound = audio.get_components().audio
+            if sound is None:
+                raise UserError("audio is a video without sound; connect one with sound, or a recording")
+            audio = dict(sound)
         waveform = audio["waveform"]
         if waveform.ndim != 3 or not len(waveform):
             raise UserError(f"audio is {list(waveform.shape)}, expected [1, channels, samples]; use an AUDIO")

@@ -22,6 +22,7 @@ from ..uniavgen_core.model.cache import Cache
 from ..uniavgen_core.model.inputs import ActiveParts
 from ..uniavgen_core.sampling.guidance import Guidance
 from ..uniavgen_core.sampling.sampler import schedule
+from ..uniavgen_core.threads import fitting_threads
 from . import cfg_functions
 from .host_model import TASK_NODES, FaceMasks, UniAVGen, check_latent_shapes
 from .preview import preview_callback
@@ -74,8 +75,10 @@ class MACFGGuider(comfy.samplers.CFGGuider):
         if denoise_mask is not None:
             _check_masks(denoise_mask, streams)
         self.ignored = set()
+        patcher = self.model_patcher
         try:
-            sampled = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+            with fitting_threads(patcher.model, patcher.load_device):
+                sampled = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         finally:
             self.caches = {}
         if self.ignored:

@@ -18,6 +18,7 @@ from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.media.vocoder import GriffinLim, Vocoder, load_vocoder
 from ..uniavgen_core.model.config import Config
 from ..uniavgen_core.model.speech_encoder import SpeechEncoder
+from ..uniavgen_core.threads import fitting_threads
 from ..uniavgen_core.weights.checkpoint import read_checkpoint
 from .host_model import build_patcher
 from .types import CATEGORY, SpeechEncoderSocket, VocoderSocket, tell
@@ -85,7 +86,8 @@ class LoadedVocoder:
         """Log-mel `[B, 80, L]` -> waveform `[B, 240 L]` on the CPU."""
         comfy.model_management.load_models_gpu([self.patcher], memory_required=log_mel.numel() * 2**14)
         comfy.model_management.throw_exception_if_processing_interrupted()
-        waveform = self.patcher.model(log_mel.to(self.patcher.load_device, torch.float32))
+        with fitting_threads(self.patcher.model, self.patcher.load_device):
+            waveform = self.patcher.model(log_mel.to(self.patcher.load_device, torch.float32))
         return waveform.to(comfy.model_management.intermediate_device(), torch.float32)
 
 

@@ -13,6 +13,7 @@ from ..uniavgen_core.conditioning import EDITS, FPS, MAX_FRAMES, MODES, Edit, Ta
 from ..uniavgen_core.errors import UserError
 from .types import (
     CATEGORY,
+    UNSAMPLED,
     EncodedSpeech,
     EncodedVideo,
     MelSocket,
@@ -54,9 +55,11 @@ def conditioned(
     video, audio = task.clean_video, task.clean_audio.transpose(1, 2)  # [1, 48, T, h, w], [1, 80, L]
     generate_video = (~task.conditioned_video).float().view(1, 1, -1, 1, 1).expand(1, 1, *video.shape[2:])
     generate_audio = (~task.conditioned_audio).float().view(1, 1, -1)
+    samples = NestedTensor((video, audio.contiguous()))
     latent = {
-        "samples": NestedTensor((video, audio.contiguous())),
+        "samples": samples,
         "noise_mask": NestedTensor((generate_video.contiguous(), generate_audio)),
+        UNSAMPLED: samples,
     }
     return io.NodeOutput(
         node_helpers.conditioning_set_values(positive, full),

@@ -440,6 +440,11 @@ def _clip_frames(row: Mode, frames: int | None, given: int, audio: Tensor, notes
     else:
         seconds, available = given / FPS, snap_frames(given)
     length = available if frames is None else min(frames, available)
+    if length > MAX_FRAMES:
+        raise UserError(
+            f"the {row.length} lasts {seconds:.2f} s; the longest clip is {MAX_FRAMES} frames "
+            f"({MAX_FRAMES / FPS:.0f} s), give a shorter one"
+        )
     latent_frames(length)
     lasts = length / FPS
     if lasts != seconds:

@@ -76,6 +76,22 @@ COMPARE = {
     "compare": node("UniAVGenCompare", images=["frames", 0], labels=["labels", 0], columns=2),
     **shown(["compare", 0]),
 }
+WINDOWS = node(
+    "ContextWindowsManual",
+    model=["parts", 0],
+    context_length=1,
+    context_overlap=0,
+    context_schedule="standard_static",
+    context_stride=1,
+    closed_loop=False,
+    fuse_method="pyramid",
+    dim=2,
+    freenoise=False,
+    cond_retain_index_list="",
+    split_conds_to_windows=False,
+    latent_retain_index_list="",
+    causal_window_fix=False,
+)
 NATIVE = {
     "sampler": node(
         "KSampler",
@@ -376,7 +392,149 @@ FILES = [
     ),
 ]
 
-CASES = [*FIELDS, *WIRES, *SOUNDS, *PICTURES, *LATENTS, *TEXTS, *MODELS, *FILES]
+NUMBERS = [
+    socket("sampler.s_v", "1000.0", "s_v is 1000.0", "from 0.0 to 10.0"),
+    socket("sampler.s_v", "-5", "s_v is -5", "from 0.0 to 10.0"),
+    socket("sampler.s_v", "NaN", "s_v is nan", "from 0.0 to 10.0"),
+    socket("sampler.s_a", "infinity", "s_a is inf", "from 0.0 to 10.0"),
+    socket("sampler.s_a", "None", "s_a is nothing (None)", "from 0.0 to 10.0"),
+    socket("sampler.s_a", "a text", "s_a is 'hello'", "number"),
+    socket("sampler.steps", "0", "steps is 0", "from 1 to 1000"),
+    socket("sampler.steps", "2.5", "steps is 2.5", "whole number"),
+    socket("sampler.steps", "True", "steps is True", "whole number"),
+    socket("sampler.steps", "None", "steps is nothing (None)", "whole number"),
+    socket("sampler.interval", "-5", "interval is -5", "from 0.0 to 1.0"),
+    socket("sampler.skip_layer", "-5", "skip_layer is -5", "from -1 to 29"),
+    socket("sampler.skip_layer", "a number", "skip layer 7 does not exist", "layers 0..3"),
+    socket("sampler.shift", "0", "shift is 0", "from 0.1 to 100.0"),
+    socket("sampler.seed", "-5", "seed is -5", "from 0 to"),
+    socket("task.frames", "-5", "frames is -5", "from 5 to 1601"),
+    socket("task.frames", "0", "frames is 0", "from 5 to 1601"),
+    socket("task.frames", "None", "frames is nothing (None)", "from 5 to 1601"),
+    socket("video.fps", "0", "fps is 0", "from 1.0 to"),
+    socket("video.fps", "NaN", "fps is nan", "from 1.0 to"),
+    socket("video.short_side", "0", "short_side is 0", "from 32 to 2048"),
+    socket("mux.fps", "0", "fps is 0", "from 1.0 to"),
+    socket("mux.fps", "None", "fps is nothing (None)", "from 1.0 to"),
+]
+
+FOREIGN = [
+    socket(
+        "mel.audio", "None", "audio is nothing (None)", "a video without sound has none", mode="audio-driven"
+    ),
+    socket("mel.audio", "a number", "audio is 7", "Load Audio", mode="audio-driven"),
+    socket("mel.audio", "a tensor", "audio is a tensor [3]", "Load Audio", mode="audio-driven"),
+    socket("mel.audio", "audio without a rate", "audio is a dict of waveform", "AUDIO", mode="audio-driven"),
+    socket("mel.audio", "silent video", "a video without sound", "recording", mode="audio-driven"),
+    socket("mux.audio", "None", "audio is nothing (None)", "a video without sound has none"),
+    socket("mux.audio", "a dict", "audio is a dict of a", "AUDIO"),
+    socket("mux.images", "None", "images is nothing (None)", "Load Image"),
+    socket("mux.images", "a list", "images is a list", "Load Image"),
+    socket("video.image", "None", "image is nothing (None)", "Load Image"),
+    socket("video.image", "a dict", "image is a dict of a", "IMAGE", "VIDEO"),
+    socket("video.image", "3 frames", "image is 3 frames at 16 fps", "one picture", "at least 5 frames"),
+    socket("video.vae", "None", "vae is nothing (None)", "Load VAE"),
+    socket("video.vae", "a text", "vae is 'hello'", "Load VAE"),
+    socket("words.speech_encoder", "None", "speech_encoder is nothing (None)", "UniAVGen Load Model"),
+    socket("words.speech_encoder", "other model", "speech_encoder is a ModelPatcher", "UniAVGen Load Model"),
+    socket("words.text", "None", "text is nothing (None)", "a text"),
+    socket("words.text", "a number", "text is 7", "a text"),
+    socket("words.language", "a number", "language is 7", "one of"),
+    socket("words.transcript", "a list", "transcript is a list", "a text"),
+    socket("task.video", "None", "video is nothing (None)", "UniAVGen Video Encode"),
+    socket("task.video", "picture", "video is a tensor [1, 64, 64, 3]", "UniAVGen Video Encode"),
+    socket("task.speech", "None", "speech is nothing (None)", "UniAVGen Speech Encode"),
+    socket("task.speech", "a text", "speech is 'hello'", "UniAVGen Speech Encode"),
+    socket("task.positive", "None", "positive is nothing (None)", "CONDITIONING"),
+    socket("task.negative", "a list", "negative is a list", "CONDITIONING"),
+    socket("task.mel", "None", "mel is nothing (None)", "UniAVGen Mel Encode", mode="audio-driven"),
+    socket("task.mel", "voice", "mel is a dict of waveform", "UniAVGen Mel Encode", mode="audio-driven"),
+    socket("task.reference_voice", "a number", "reference_voice is 7", "Mel Encode", mode="reference-voice"),
+    socket("sampler.model", "None", "model is nothing (None)", "UniAVGen Load Model"),
+    socket("sampler.model", "a text", "model is 'hello'", "UniAVGen Load Model"),
+    socket("sampler.positive", "None", "positive is nothing (None)", "CONDITIONING"),
+    socket("sampler.latent", "None", "latent is nothing (None)", "LATENT"),
+    socket("sampler.latent", "latent without samples", "latent is a dict of noise_mask", "LATENT"),
+    socket("split.latent", "None", "latent is nothing (None)", "LATENT"),
+    socket("sound.audio", "None", "audio is nothing (None)", "LATENT"),
+    socket("sound.vocoder", "None", "vocoder is nothing (None)", "UniAVGen Load Vocoder"),
+    socket("sound.vocoder", "other model", "vocoder is a ModelPatcher", "UniAVGen Load Vocoder"),
+    Bad(
+        "a scheduler with a number as model",
+        {"sigmas.model": ["wrong", 0]},
+        ("model is 7", "Load Model"),
+        extra=advanced_sampler() | {"wrong": given("a number")},
+    ),
+    Bad(
+        "face mask of no latent",
+        {"face.latent": ["wrong", 0]},
+        ("latent is nothing (None)", "LATENT"),
+        extra=FACE | {"wrong": given("None")},
+    ),
+    Bad(
+        "face mask of no model",
+        {"face.model": ["wrong", 0]},
+        ("model is nothing (None)", "Load Model"),
+        extra=FACE | {"wrong": given("None")},
+    ),
+    Bad(
+        "labels that are numbers",
+        {"compare.labels": ["wrong", 0]},
+        ("labels is 7", "a text"),
+        extra=COMPARE | {"wrong": given("a number")},
+    ),
+]
+
+STAGES = [
+    link("frames.samples", ["split", 1], "samples is [1, 80, 31]", "video output of UniAVGen Split"),
+    socket("frames.samples", "audio latent", "samples is [1, 80, 31]", "video output of UniAVGen Split"),
+    socket("frames.samples", "16 channels", "samples is [1, 16, 2, 4, 6]", "video [B, 48, T, h, w]"),
+    link("split.latent", ["task", 2], "nothing was generated", "UniAVGen Sampler", "bypass"),
+    Bad(
+        "face mask of a latent that was not sampled",
+        {"face.latent": ["task", 2]},
+        ("nothing was generated", "UniAVGen Sampler"),
+        extra=FACE,
+    ),
+    socket("sampler.latent", "joint latent cut in time", "2 latent frames (5 frames)", "31 mel frames", "56"),
+    socket("sampler.latent", "joint latent cut in its audio", "3 latent frames (9 frames)", "56 mel", "31"),
+    socket("sampler.latent", "mask of another length", "noise mask of the video is 3 long", "latent 2"),
+    socket(
+        "sampler.latent", "audio mask of another length", "noise mask of the audio is 56 long", "latent 31"
+    ),
+    Bad(
+        "3 frames into Dubbing",
+        {"picture.name": "3 frames"},
+        ("3 frames at 16 fps", "longer video"),
+        "dubbing",
+    ),
+    Bad(
+        "500 s of speech",
+        {"heard.name": "500 s"},
+        ("the audio lasts 500.00 s", "the longest clip is 1601 frames", "shorter"),
+        "audio-driven",
+    ),
+    Bad(
+        "two sounds for 5 frames",
+        {"mux.audio": ["wrong", 0]},
+        ("2 clips", "5 frames", "same latent"),
+        extra={"wrong": given("two sounds")},
+    ),
+    Bad(
+        "context windows",
+        {"sampler.model": ["windows", 0]},
+        ("context windows", "Continuation"),
+        extra={"windows": WINDOWS},
+    ),
+    Bad(
+        "another kind of noise levels",
+        {"sampler.model": ["discrete", 0]},
+        ("ModelSamplingSD3", "leave out"),
+        extra={"discrete": node("ModelSamplingDiscrete", model=["parts", 0], sampling="eps", zsnr=False)},
+    ),
+]
+
+CASES = [*NUMBERS, *FOREIGN, *STAGES, *FIELDS, *WIRES, *SOUNDS, *PICTURES, *LATENTS, *TEXTS, *MODELS, *FILES]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -398,5 +556,12 @@ def test_the_answer_names_what_is_wrong_and_what_to_do(server, bad):
     assert "\n" not in answer.error or answer.kind == "refused", answer.error
 
 
-def test_there_are_more_than_sixty():
-    assert len(CASES) > 60
+def test_the_page_shows_no_module_before_the_name_of_the_error(server):
+    queued = server.queue(changed(clip(), {"split.latent": ["task", 2]}))
+    server.wait(queued["prompt_id"])
+    messages = dict(server.get(f"/history/{queued['prompt_id']}")[queued["prompt_id"]]["status"]["messages"])
+    assert messages["execution_error"]["exception_type"] == "UserError"
+
+
+def test_there_are_more_than_two_hundred():
+    assert len(CASES) > 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import comfy.model_base
 import comfy.model_management
@@ -10,6 +11,7 @@ import comfy.model_patcher
 import comfy.supported_models_base
 import torch
 from comfy.nested_tensor import NestedTensor
+from comfy_api.latest import InputImpl, Types
 
 RATE = 24000
 
@@ -31,6 +33,12 @@ def pictures(*shape: int) -> torch.Tensor:
         torch.linspace(0.1, 0.9, n).view([-1 if i == k else 1 for i in range(4)]) for k, n in enumerate(shape)
     ]
     return sum(ramps).div(4).expand(shape).contiguous()
+
+
+def video(sound_of_it: dict | None, fps: int = 30):
+    """A VIDEO of 15 frames at 30 fps."""
+    parts = Types.VideoComponents(images=pictures(15, 64, 64, 3), audio=sound_of_it, frame_rate=Fraction(fps))
+    return InputImpl.VideoFromComponents(parts)
 
 
 def spoiled(value: torch.Tensor) -> torch.Tensor:
@@ -136,12 +144,43 @@ GIVEN = {
     "flat mask for sound": lambda: masked(sound=(31,)),
     "mask of one stream": lambda: joint(noise_mask=NestedTensor((torch.ones(1, 1, 2, 4, 6),))),
     "picture mask": lambda: joint(noise_mask=torch.ones(1, 64, 64)),
+    "joint latent cut in time": lambda: joint((1, 48, 2, 4, 6), (1, 80, 56)),
+    "joint latent cut in its audio": lambda: joint((1, 48, 3, 4, 6), (1, 80, 31)),
+    "mask of another length": lambda: joint(
+        noise_mask=NestedTensor((torch.ones(1, 1, 3, 4, 6), torch.ones(1, 1, 31)))
+    ),
+    "audio mask of another length": lambda: joint(
+        noise_mask=NestedTensor((torch.ones(1, 1, 2, 4, 6), torch.ones(1, 1, 56)))
+    ),
+    "audio latent": lambda: {"samples": torch.zeros(1, 80, 31)},
+    "latent without samples": lambda: {"noise_mask": torch.ones(1, 64, 64)},
     # conditioning and models
     "SDXL conditioning": lambda: conditioning(2048),
     "narrow conditioning": lambda: conditioning(32),
     "no conditioning": lambda: [],
     "conditioning of an area": lambda: conditioning(64, area=(4, 4, 0, 0), strength=1.0),
     "other model": other_model,
+    # values of wildcard nodes
+    "None": lambda: None,
+    "a number": lambda: 7,
+    "a text": lambda: "hello",
+    "a list": lambda: [1, 2],
+    "a tensor": lambda: torch.zeros(3),
+    "a dict": lambda: {"a": 1},
+    "0": lambda: 0,
+    "-5": lambda: -5,
+    "1000.0": lambda: 1000.0,
+    "2.5": lambda: 2.5,
+    "NaN": lambda: math.nan,
+    "infinity": lambda: math.inf,
+    "True": lambda: True,
+    "audio without a rate": lambda: {"waveform": torch.zeros(1, 1, RATE)},
+    "silent video": lambda: video(None),
+    "video": lambda: video(sound(0.3125)),
+    "3 frames": lambda: pictures(3, 64, 64, 3),
+    "two clips": lambda: pictures(10, 64, 64, 3),
+    "two sounds": lambda: audio(torch.cat((sound(0.3125)["waveform"], 0.5 * sound(0.3125)["waveform"]))),
+    "500 s": lambda: sound(500.0),
 }
 
 
