@@ -405,7 +405,7 @@ NUMBERS = [
     socket("sampler.steps", "None", "steps is nothing (None)", "whole number"),
     socket("sampler.interval", "-5", "interval is -5", "from 0.0 to 1.0"),
     socket("sampler.skip_layer", "-5", "skip_layer is -5", "from -1 to 29"),
-    socket("sampler.skip_layer", "a number", "skip layer 7 does not exist", "layers 0..3"),
+    socket("sampler.skip_layer", "a number", "skip layer 7 does not exist", "layers 0..5"),
     socket("sampler.shift", "0", "shift is 0", "from 0.1 to 100.0"),
     socket("sampler.seed", "-5", "seed is -5", "from 0 to"),
     socket("task.frames", "-5", "frames is -5", "from 5 to 1601"),
