@@ -54,13 +54,8 @@ class Table:
     """Joint clips of the held-out theatre, made by the guider under samplers of the host."""
 
     def __init__(self):
-        embedded, sampling = core("embedded"), core("theatre.evaluation.sampling")
-        self.parts = sampling.Parts(
-            embedded.load_model(),
-            embedded.load_vae(),
-            embedded.load_caption_encoder(),
-            embedded.load_vocoder(),
-        )
+        embedded, pipeline = core("embedded"), core("pipeline")
+        self.pipeline = pipeline.Pipeline.load(pipeline.Weights(), keep=True)
         self.recogniser = core("theatre.evaluation.recogniser").load_recogniser()
         self.theatre = core("theatre.clips").Theatre(0, "held-out")
         self.model = node("loading").parts_of(embedded.model_file(), puppet=True)[0]
@@ -69,11 +64,11 @@ class Table:
     def rows(self, index: int, runs: list[tuple[str, int]]) -> Iterator[dict]:
         """What is measured on one clip, all runs from the same noise."""
         sampling = core("theatre.evaluation.sampling")
-        example = sampling.Example.make(self.theatre, index, self.parts.vae)
+        example = sampling.Example.make(self.theatre, index, self.pipeline.vae.get())
         case = self._case(example)
         for sampler, steps in runs:
             video, audio = self._sampled(case, sampler, steps)
-            made = sampling._decode(self.parts, [example], "joint", video, audio)[0]
+            made = sampling._decode(self.pipeline, [example], "joint", video, audio)[0]
             heard = self.recogniser.transcribe(torch.from_numpy(made.waveform[None]))[0]
             recogniser, metrics = core("theatre.evaluation.recogniser"), core("theatre.evaluation.metrics")
             said = example.clip.transcript
@@ -94,11 +89,11 @@ class Table:
 
     def _case(self, example) -> SimpleNamespace:
         sampling, nested = core("theatre.evaluation.sampling"), importlib.import_module("comfy.nested_tensor")
-        config, raw = self.parts.model.config, self.model.model.latent_format.process_out
+        config, raw = self.pipeline.config, self.model.model.latent_format.process_out
         batch = sampling._batch([example], "joint", 0)
         task = sampling.conditions(batch, config.variant, config.patch)
         task = replace(task, reference_image=raw(task.reference_image), clean_video=raw(task.clean_video))
-        full, null = (sampling._texts(self.parts, [example], "joint", null) for null in (False, True))
+        full, null = (sampling._texts(self.pipeline, [example], "joint", null) for null in (False, True))
         speech = node("types").EncodedSpeech(full.speech, null.speech, transcript=False)
         captions = ([[texts.caption, {}]] for texts in (full, null))
         positive, negative, latent = node("tasks").conditioned(task, "joint", *captions, speech).result
