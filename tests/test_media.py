@@ -213,8 +213,8 @@ def test_a_file_without_the_stream_asked_for_says_so(tmp_path, capfd):
     write_video(tmp_path / "silent.mp4", moving_picture(4), range(4), Fraction(1, 30))
     Image.new("RGB", (64, 64)).save(tmp_path / "face.png")
     assert "no video" in refusal(files.read_video, tmp_path / "voice.wav", capfd)
-    assert "no sound" in refusal(files.read_audio, tmp_path / "silent.mp4", capfd)
-    assert "picture" in refusal(files.read_video, tmp_path / "face.png", capfd)
+    assert "no audio" in refusal(files.read_audio, tmp_path / "silent.mp4", capfd)
+    assert "image" in refusal(files.read_video, tmp_path / "face.png", capfd)
     assert files.read_video(tmp_path / "silent.mp4").audio is None
 
 

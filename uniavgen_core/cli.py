@@ -88,7 +88,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     d = SamplingDefaults()
-    parser = _Parser(prog="uniavgen", description="A picture and a line to say become a talking person.")
+    parser = _Parser(
+        prog="uniavgen",
+        description="Generates videos of a person saying a given text.",
+    )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
     p = commands.add_parser(

@@ -38,7 +38,7 @@ INPUTS = ("image", "video", "audio", "voice", "voice_text", "prefix_frames", "ed
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the four parts are; without a vocoder the sound comes from Griffin-Lim.
+    """Where the four parts are; without a vocoder the audio comes from Griffin-Lim.
 
     Parts that are not given are looked for in the folder of the model (the release's download holds all).
     Without any path all four are those of the embedded model.
@@ -269,7 +269,7 @@ def read_inputs(completed: CompletedRequest, as_said: Callable[[str], str] = str
         frames = video.frames
         if mode.audio != "nothing":
             if video.audio is None:
-                raise UserError(f"{request.video}: has no sound; choose a video with sound")
+                raise UserError(f"{request.video}: has no audio; choose a video with audio")
             audio = mel.prepare_audio(*video.audio)
     else:
         frames = files.read_image(request.image or "")[None]
@@ -295,7 +295,7 @@ def read_inputs(completed: CompletedRequest, as_said: Callable[[str], str] = str
     given_width, given_height = frames.shape[2], frames.shape[1]
     width, height = files.size_for(given_width, given_height, completed.short_side)
     if (width, height) != (given_width, given_height):
-        notes.append(f"picture {given_width}x{given_height} fitted to {width}x{height}")
+        notes.append(f"image {given_width}x{given_height} fitted to {width}x{height}")
     image = None
     if request.video and request.image:
         image = files.fit_image(files.read_image(request.image)[None], width, height)

@@ -1,4 +1,4 @@
-"""Pictures, sound and video: files in and out (docs/model.md sections 1 and 6)."""
+"""Images, audio and video: files in and out (docs/model.md sections 1 and 6)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STREAMED_WAV_SIZE = 0x7FFF0000
 
 @dataclass(frozen=True)
 class Video:
-    """Frames at a constant rate and the sound that starts with the first of them."""
+    """Frames at a constant rate and the audio that starts with the first of them."""
 
     frames: torch.Tensor  # uint8 [F, H, W, 3]
     fps: float
@@ -49,51 +49,51 @@ class Video:
 
 
 def read_image(path: str | Path) -> torch.Tensor:
-    """Reads a picture as uint8 `[H, W, 3]`: upright (EXIF), transparent parts on white, 16 bits cut to 8.
+    """Reads an image as uint8 `[H, W, 3]`: upright (EXIF), transparent parts on white, 16 bits cut to 8.
 
     Raises:
-        UserError: no picture or a damaged one, a side below 16 pixels, one side over 8 times the other.
+        UserError: no image or a damaged one, a side below 16 pixels, one side over 8 times the other.
     """
-    path = _existing_file(path, "a picture")
+    path = _existing_file(path, "an image")
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             rgb = _flattened(image)
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"{path}: the picture has too many pixels; make it smaller, 4096 a side will do"
+            f"{path}: the image has too many pixels; make it smaller, 4096 a side will do"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(
-            f"{path}: no picture or a damaged one, expected PNG, JPEG, WebP, BMP, GIF or TIFF; save it as PNG"
+            f"{path}: no image or a damaged one, expected PNG, JPEG, WebP, BMP, GIF or TIFF; save it as PNG"
         ) from error
     if image.mode in ("F", "I"):
-        raise UserError(f"{path}: the picture has 32 bits a channel, expected 8 or 16; save it as 8-bit PNG")
+        raise UserError(f"{path}: the image has 32 bits a channel, expected 8 or 16; save it as 8-bit PNG")
     _check_size(path, image.width, image.height)
     return torch.from_numpy(np.array(rgb))
 
 
 def read_audio(path: str | Path, max_seconds: float | None = None) -> tuple[torch.Tensor, int]:
-    """Reads the sound of an audio or video file: float32 `[channels, n]` and its rate in Hz.
+    """Reads the audio of an audio or video file: float32 `[channels, n]` and its rate in Hz.
 
     Raises:
-        UserError: no sound, no samples, samples that are not numbers, a damaged or cut file.
+        UserError: no audio, no samples, samples that are not numbers, a damaged or cut file.
     """
-    path = _existing_file(path, "a sound file")
-    with _reading(path, "sound") as container:
+    path = _existing_file(path, "an audio file")
+    with _reading(path, "audio") as container:
         stream = cast(AudioStream | None, container.streams.best("audio"))
         if stream is None:
             raise UserError(
-                f"{path}: there is no sound in this file; choose a recording or a video with sound"
+                f"{path}: there is no audio in this file; choose a recording or a video with audio"
             )
         audio = _decode_audio(path, container, stream, None, max_seconds)
     if audio is None:
-        raise UserError(f"{path}: the sound has no samples; choose a recording that is not empty")
+        raise UserError(f"{path}: the audio has no samples; choose a recording that is not empty")
     return audio
 
 
 def read_video(path: str | Path, max_seconds: float | None = None, fps: float | None = None) -> Video:
-    """Reads a video upright, with square pixels and at a constant rate; its sound starts with frame 0.
+    """Reads a video upright, with square pixels and at a constant rate; its audio starts with frame 0.
 
     Frame i is the one nearest in time to i / fps, which also evens out a variable rate. `fps` defaults to
     the file's average; with a lower one only the frames of that rate are kept in memory.
@@ -153,7 +153,7 @@ def to_uint8(video: torch.Tensor) -> torch.Tensor:
 
 
 def size_for(image_w: int, image_h: int, short_side: int = 736) -> tuple[int, int]:
-    """Width and height of the video for a picture (docs/model.md section 6).
+    """Width and height of the video for an image (docs/model.md section 6).
 
     The shorter side becomes `short_side`, the longer keeps the ratio and is rounded up to 32.
 
@@ -198,7 +198,7 @@ def write_mp4(path: str | Path, frames: torch.Tensor, fps: float, waveform: torc
         frames: uint8 `[F, H, W, 3]`, even height and width.
         fps: frames per second.
         waveform: float `[n]` or `[channels, n]` in -1..1, mono or stereo; filled with silence or cut to
-            `round(F / fps * rate)` samples, the length of the picture.
+            `round(F / fps * rate)` samples, the length of the video.
         rate: sampling rate in Hz, one that AAC knows.
 
     Raises:
@@ -221,9 +221,9 @@ def write_mp4(path: str | Path, frames: torch.Tensor, fps: float, waveform: torc
         )
     wave = torch.atleast_2d(waveform.detach().float().cpu())  # [channels, n]
     if wave.ndim != 2 or len(wave) not in (1, 2):
-        raise UserError(f"the sound is {list(waveform.shape)}, expected [n] or [channels, n], mono or stereo")
+        raise UserError(f"the audio is {list(waveform.shape)}, expected [n] or [channels, n], mono or stereo")
     if not torch.isfinite(wave).all():
-        raise UserError("the sound has samples that are not numbers (NaN or infinite); nothing was written")
+        raise UserError("the audio has samples that are not numbers (NaN or infinite); nothing was written")
     n = round(len(frames) / fps * rate)
     wave = F.pad(wave.clamp(-1, 1), (0, max(0, n - wave.shape[1])))[:, :n]
     try:
@@ -281,9 +281,9 @@ def _existing_file(path: str | Path, expected: str) -> Path:
 def _reading(path: Path, expected: str) -> Iterator[InputContainer]:
     try:
         with av.open(path, metadata_errors="ignore") as container:
-            # FFmpeg reads any text as terminal art and a picture as a video of one frame
+            # FFmpeg reads any text as terminal art and an image as a video of one frame
             if container.format.name in ("tty", "image2") or container.format.name.endswith("_pipe"):
-                raise UserError(f"{path}: this is a text or a picture, expected {expected}")
+                raise UserError(f"{path}: this is a text or an image, expected {expected}")
             yield container
     except (OSError, FFmpegError) as error:
         raise UserError(
@@ -395,7 +395,7 @@ def _decode_audio(
         _check_whole(path, container, stream, have / rate)
     if not torch.isfinite(wave).all():
         raise UserError(
-            f"{path}: the sound has samples that are not numbers (NaN or infinite); export it again"
+            f"{path}: the audio has samples that are not numbers (NaN or infinite); export it again"
         )
     wave = F.pad(wave[:, max(0, skip) :], (max(0, -skip), 0))
     wave = wave if limit == math.inf else wave[:, :limit]

@@ -1,4 +1,4 @@
-"""From sound to the audio latent and back (docs/model.md sections 1 and 9, "Mel").
+"""From audio to the audio latent and back (docs/model.md sections 1 and 9, "Mel").
 
 waveform [..., samples] at 24 kHz, -1..1  ->  log_mel [..., 80, L], natural log, 100 frames a second
 ->  latent [..., L, 80], normalised.
@@ -49,7 +49,7 @@ def log_mel(waveform: Tensor) -> Tensor:
     samples = waveform.shape[-1]
     if samples < MIN_SAMPLES:
         raise UserError(
-            f"the sound has {samples} samples ({1000 * samples / SAMPLE_RATE:.1f} ms at 24 kHz), expected at "
+            f"the audio has {samples} samples ({1000 * samples / SAMPLE_RATE:.1f} ms at 24 kHz), expected at "
             f"least {MIN_SAMPLES} ({1000 * MIN_SAMPLES / SAMPLE_RATE:.1f} ms); use a longer clip"
         )
     clips = waveform.float().reshape(-1, samples)
@@ -115,7 +115,7 @@ def to_mono(waveform: Tensor) -> Tensor:
         UserError: no channel, no samples, or samples that are not finite.
     """
     if waveform.ndim != 2:
-        raise UserError(f"the sound has shape {list(waveform.shape)}, expected [channels, samples]")
+        raise UserError(f"the audio has shape {list(waveform.shape)}, expected [channels, samples]")
     _check_samples(waveform)
     return waveform.mean(0, dtype=torch.float32)
 
@@ -171,7 +171,7 @@ def _check_samples(waveform: Tensor) -> None:
     if not waveform.is_floating_point():
         raise UserError(f"the samples are {waveform.dtype}, expected floating-point numbers in -1..1")
     if waveform.numel() == 0:
-        raise UserError("the sound has no samples; use a clip that is not empty")
+        raise UserError("the audio has no samples; use a clip that is not empty")
     if not waveform.isfinite().all():
         wrong = int((~waveform.isfinite()).sum())
         raise UserError(f"{wrong} of {waveform.numel()} samples are NaN or infinite; use an undamaged clip")

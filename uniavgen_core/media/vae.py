@@ -193,7 +193,7 @@ def _config(files: TensorFiles, names: dict[str, str]) -> dict:
 
 
 def random_vae(seed: int = 0) -> WanVAE:
-    """A small seeded VAE of the same architecture whose latents of pictures are of order one."""
+    """A small seeded VAE of the same architecture whose latents of images are of order one."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         small = {"base_dim": 8, "decoder_base_dim": 8, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48}

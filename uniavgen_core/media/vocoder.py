@@ -1,4 +1,4 @@
-"""From the log-mel back to sound (docs/model.md section 9, "Vocoder").
+"""From the log-mel back to a waveform (docs/model.md section 9, "Vocoder").
 
 Qwen2.5-Omni's BigVGAN where its weights are at hand, Griffin-Lim where they are not. Both take
 log_mel [B, 80, L] (natural log, not normalised) and give [B, 240 L] samples at 24 kHz, fp32, -1..1.
@@ -65,7 +65,7 @@ class Vocoder(nn.Module):
 
 
 class GriffinLim(nn.Module):
-    """Sound without weights, log_mel [B, 80, L] -> [B, 240 L]: intelligible, metallic, deterministic.
+    """A waveform without weights, log_mel [B, 80, L] -> [B, 240 L]: intelligible, metallic, deterministic.
 
     Magnitudes come from non-negative multiplicative updates (Kullback-Leibler) that start at the mel
     spread over each band, phases from torchaudio's fast Griffin-Lim.
@@ -82,7 +82,7 @@ class GriffinLim(nn.Module):
             from torchaudio.functional import griffinlim
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
             raise UserError(
-                "making sound without a vocoder file needs a working torchaudio, which cannot be imported "
+                "decoding audio without a vocoder file needs a working torchaudio, which cannot be imported "
                 f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
                 "give a vocoder file or install the torchaudio of your torch"
             ) from error

@@ -238,7 +238,7 @@ def _preview(options: argparse.Namespace) -> Preview | None:
     if options.preview is None:
         return None
     if options.vae is None:
-        raise UserError("--preview needs --vae to make pictures of latents")
+        raise UserError("--preview needs --vae to decode latents")
     latents, vae = Latents(options.preview), load_vae(options.vae)
     vocoder = load_vocoder(options.vocoder) if options.vocoder else GriffinLim()
 

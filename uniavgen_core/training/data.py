@@ -44,7 +44,7 @@ EncodeCaption = Callable[[list[str]], Tensor]
 class Sample:
     """One clip: tensors as in `Batch` without the batch axis, and its texts.
 
-    `audio_peak` is the latent of the sound with its peak at 0.999146, which is what audio-driven is given.
+    `audio_peak` is the latent of the audio with its peak at 0.999146, which is what audio-driven is given.
     """
 
     video: Tensor
@@ -86,7 +86,7 @@ def shared_rows(stage: Schedule, rank: int, processes: int) -> range:
 def encode_clip(
     frames: np.ndarray | Tensor, waveform: Tensor, face_mask: np.ndarray | Tensor, encode: EncodeVideo
 ) -> dict[str, Tensor]:
-    """uint8 frames `[F, H, W, 3]`, sound `[n]` at 24 kHz, bool mask `[F, H, W]` -> latents of a `Sample`."""
+    """uint8 frames `[F, H, W, 3]`, audio `[n]` at 24 kHz, bool mask `[F, H, W]` -> latents of a `Sample`."""
     frames, face_mask = torch.as_tensor(frames), torch.as_tensor(face_mask)
     mels = conditioning.mel_frames(len(frames))
     return {

@@ -118,7 +118,7 @@ def footage_sample(
     `find_face` defaults to OpenCV's frontal face detector.
 
     Raises:
-        UserError: a clip too short, without sound or (where it has no boxes) without a visible face.
+        UserError: a clip too short, without audio or (where it has no boxes) without a visible face.
     """
     row = rows[index]
     seconds = frames / conditioning.FPS
@@ -130,7 +130,7 @@ def footage_sample(
             "leave the line out or train on shorter clips"
         )
     if video.audio is None:
-        raise UserError(f"{row.place}: {row.file.name} has no sound; leave the line out")
+        raise UserError(f"{row.place}: {row.file.name} has no audio; leave the line out")
     boxes = row.faces
     if boxes is None:
         boxes = _found_faces(row, pictures.numpy(), find_face or face_finder())
@@ -142,7 +142,7 @@ def footage_sample(
             )
         boxes = files.resample_frames(boxes[: len(video.frames)], video.fps)[:frames]
     width, height = size
-    drawn = _drawn(boxes.expand(frames, -1), *pictures.shape[1:3])  # as a picture, to be cut like the picture
+    drawn = _drawn(boxes.expand(frames, -1), *pictures.shape[1:3])  # as an image, to be cut like the frames
     face_mask = files.fit_image(drawn, width, height)[..., 0] > 127
     voice, said = None, ""
     if row.speaker is not None:

@@ -58,7 +58,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Preview = Callable[[Objective, Path], None]
 """Writes clips of the model as it is into a new folder."""
 Decode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Video and audio latent of one clip -> uint8 frames `[F, H, W, 3]` and sound `[n]` at 24 kHz."""
+"""Video and audio latent of one clip -> uint8 frames `[F, H, W, 3]` and audio `[n]` at 24 kHz."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def train(
 
     `start`: weights to begin with instead of new ones; of another variant, see `other_interaction`.
     `caption`: a caption encoder (or its folder) to be trained with the model from the first stage with video
-    on; it is saved beside each stage's model. `speech`: clips without pictures, for the stages of the audio
-    branch alone.
+    on; it is saved beside each stage's model. `speech`: clips without video, for the stages of the audio branch
+    alone.
 
     Raises:
         UserError: another recipe was begun in `out`, or clips, weights and recipe do not fit together.
