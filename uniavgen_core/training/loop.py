@@ -137,8 +137,8 @@ def train(
 
     `start`: weights to begin with instead of new ones; of another variant, see `other_interaction`.
     `caption`: a caption encoder (or its folder) to be trained with the model from the first stage with video
-    on; it is saved beside each stage's model. `speech`: clips without video, for the stages of the audio branch
-    alone.
+    on; it is saved beside each stage's model. `speech`: clips without video, for the stages of the audio
+    branch alone.
 
     Raises:
         UserError: another recipe was begun in `out`, or clips, weights and recipe do not fit together.
