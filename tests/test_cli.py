@@ -491,7 +491,14 @@ def test_cancelling_leaves_nothing_but_one_line(tmp_path, real, stop):
     terminal, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     root = Path(__file__).parents[1]
-    process = subprocess.Popen(list(map(str, command)), stdout=side, stderr=side, cwd=root)
+    process = subprocess.Popen(
+        list(map(str, command)),
+        stdout=side,
+        stderr=side,
+        cwd=root,
+        # a shell's background job, and all it starts, would ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     os.close(side)
     try:
         read_until(terminal, r"sample: .*\| [1-9]\d*/1000000 \[.*<.*step/s\]")

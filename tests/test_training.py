@@ -474,7 +474,7 @@ def run_command(recipe: Recipe, latents: Latents, out: Path, processes: int = 1,
 
 
 def finished(process: subprocess.Popen) -> None:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
 
 

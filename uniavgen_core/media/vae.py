@@ -208,7 +208,7 @@ def random_vae(seed: int = 0) -> WanVAE:
 def autoencoder(config: dict) -> Any:
     """The untrained `diffusers.AutoencoderKLWan` of a config, see `ARCHITECTURE`."""
     try:
-        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+        from diffusers import AutoencoderKLWan
     except ImportError as error:
         raise UserError("the VAE needs diffusers, which is not installed: pip install diffusers") from error
     return AutoencoderKLWan.from_config(config)
