@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from comfy_api.latest import Input, io
 from torch import Tensor
@@ -104,7 +106,7 @@ class VideoEncode(io.ComfyNode):
         return f"short_side is {short_side}, expected a multiple of 32 from 32 to 2048; try {nearest}"
 
     @classmethod
-    def execute(cls, vae, image: Tensor | Input.Video, short_side: int, fps: float) -> io.NodeOutput:
+    def execute(cls, vae, image: Any, short_side: int, fps: float) -> io.NodeOutput:
         vae.throw_exception_if_invalid()
         if vae.latent_channels != LATENT_CHANNELS:
             raise UserError(
@@ -163,7 +165,7 @@ class MelEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, audio: dict | Input.Video) -> io.NodeOutput:
+    def execute(cls, audio: Any) -> io.NodeOutput:
         if isinstance(audio, Input.Video):
             sound = audio.get_components().audio
             if sound is None:

@@ -208,10 +208,10 @@ def random_vae(seed: int = 0) -> WanVAE:
 def autoencoder(config: dict) -> Any:
     """The untrained `diffusers.AutoencoderKLWan` of a config, see `ARCHITECTURE`."""
     try:
-        from diffusers import AutoencoderKLWan
+        import diffusers.models.autoencoders.autoencoder_kl_wan as wan
     except ImportError as error:
         raise UserError("the VAE needs diffusers, which is not installed: pip install diffusers") from error
-    return AutoencoderKLWan.from_config(config)
+    return wan.AutoencoderKLWan.from_config(config)
 
 
 def diffusers_name(name: str) -> str:

@@ -89,9 +89,10 @@ def draw_time(
 ) -> Tensor:
     """A time in 0..1: logit-normal with probability `logit_normal`, else uniform; then shifted, by one of
     `shifts`, each as likely as the others."""
-    shift = shifts
     if isinstance(shifts, tuple):
         shift = shifts[int(torch.randint(len(shifts), (), generator=generator))]
+    else:
+        shift = shifts
     choice, uniform = torch.rand(2, generator=generator)
     normal = torch.randn((), generator=generator).sigmoid()
     time = torch.where(choice < logit_normal, normal, uniform)

@@ -132,8 +132,9 @@ class Stage(Schedule):
 
     def scale(self, name: str) -> float:
         """Learning rate of a parameter, in units of the stage's."""
-        apart = self.interaction_rate is not None and ("a2v_blocks." in name or "v2a_blocks." in name)
-        return self.interaction_rate / self.learning_rate if apart else 1.0
+        if self.interaction_rate is None or not ("a2v_blocks." in name or "v2a_blocks." in name):
+            return 1.0
+        return self.interaction_rate / self.learning_rate
 
     def loss_weights(self, step: int) -> dict[str, float]:
         """lambda_m and lambda_g, the weights of the mask loss and of the guided attention."""
