@@ -14,6 +14,7 @@ from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.media.files import MAX_ASPECT, MAX_FPS, MIN_SIDE, fit_image, resample_frames, size_for
 from ..uniavgen_core.media.mel import SAMPLE_RATE, log_mel, prepare_audio
 from ..uniavgen_core.media.speech import LANGUAGES, null_symbol_ids, symbol_ids, unknown_symbols
+from ..uniavgen_core.media.vae import LATENT_CHANNELS
 from ..uniavgen_core.sampling.defaults import SamplingDefaults
 from .types import (
     CATEGORY,
@@ -26,8 +27,6 @@ from .types import (
     VideoSocket,
     tell,
 )
-
-LATENT_CHANNELS = 48
 
 
 def pictures_uint8(image: Tensor, name: str = "image") -> Tensor:

@@ -26,8 +26,8 @@ from PIL import Image, ImageOps
 
 from ..atomic import replacing
 from ..errors import UserError
+from . import FPS
 
-VIDEO_FPS = 16
 SIZE_STEP = 32
 MIN_SIDE = 16
 MAX_ASPECT = 8
@@ -123,7 +123,7 @@ def read_video(path: str | Path, max_seconds: float | None = None, fps: float | 
     return Video(torch.stack(frames), fps, audio)
 
 
-def resample_frames(frames: torch.Tensor, fps: float, target_fps: float = VIDEO_FPS) -> torch.Tensor:
+def resample_frames(frames: torch.Tensor, fps: float, target_fps: float = FPS) -> torch.Tensor:
     """Frames `[F, ...]` at another rate: each new frame is the old one nearest in time, duration kept."""
     count = max(1, round(len(frames) / fps * target_fps))
     nearest = (torch.arange(count, dtype=torch.float64) * (fps / target_fps) + 0.5 - 1e-6).floor().long()

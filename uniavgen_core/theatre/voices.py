@@ -15,9 +15,9 @@ import numpy as np
 from scipy.signal import resample_poly
 
 from ..errors import UserError
+from ..media import FPS
+from ..media.mel import SAMPLE_RATE
 
-FPS = 16
-SAMPLE_RATE = 24000
 HELD_OUT_SHARE = 8  # one identity or sentence in eight is held out
 
 DETERMINERS = ["the", "my", "your", "her"]
