@@ -50,7 +50,7 @@ BEGINNING = 17  # frames of the recording that a continuation keeps
 MODES = ("joint", "reference_voice", "continuation", "dubbing", "audio_driven", "edit")
 GRID = {False: ("1, 3, 5", "1, 3"), True: ("1, 2, 4", "1, 2")}  # s_v and s_a, by whether embedded
 
-# file names of the templates: what the page shows, in this order where it sorts
+# file names of the templates: what the page shows, in this order where it sorts; puppets to 19, people from 21
 TITLES = {
     "embedded_joint": "01 Start here - talking puppet, runs without a download",
     "embedded_reference_voice": "02 Puppet - in the voice of a recording",
@@ -59,15 +59,15 @@ TITLES = {
     "embedded_audio_driven": "05 Puppet - a face for recorded speech",
     "embedded_edit": "06 Puppet - other words in a part",
     "embedded_guidance_grid": "07 Puppet - compare s_v and s_a",
-    "embedded_advanced": "08 Puppet - all stages, to rewire",
-    "joint": "11 Person - image and words to talking video",
-    "reference_voice": "12 Person - in the voice of a recording",
-    "continuation": "13 Person - continue a video",
-    "dubbing": "14 Person - dub a video",
-    "audio_driven": "15 Person - a face for recorded speech",
-    "edit": "16 Person - other words in a part",
-    "guidance_grid": "17 Person - compare s_v and s_a",
-    "advanced": "18 Person - all stages, to rewire",
+    "embedded_advanced": "19 Puppet - all stages, to rewire",
+    "joint": "21 Person - image and words to talking video",
+    "reference_voice": "22 Person - in the voice of a recording",
+    "continuation": "23 Person - continue a video",
+    "dubbing": "24 Person - dub a video",
+    "audio_driven": "25 Person - a face for recorded speech",
+    "edit": "26 Person - other words in a part",
+    "guidance_grid": "27 Person - compare s_v and s_a",
+    "advanced": "39 Person - all stages, to rewire",
 }
 BLUEPRINT_CATEGORY = "Video generation and editing/Talking video"
 ALIASES = ["talking head", "lip sync", "avatar", "speech", "audio video", "dub"]
