@@ -15,7 +15,6 @@ from ..uniavgen_core.media.files import MAX_ASPECT, MAX_FPS, MIN_SIDE, fit_image
 from ..uniavgen_core.media.mel import SAMPLE_RATE, log_mel, prepare_audio
 from ..uniavgen_core.media.speech import LANGUAGES, null_symbol_ids, symbol_ids, unknown_symbols
 from ..uniavgen_core.media.vae import LATENT_CHANNELS
-from ..uniavgen_core.sampling.defaults import SamplingDefaults
 from .types import (
     CATEGORY,
     EncodedSpeech,
@@ -229,14 +228,12 @@ class SpeechEncode(io.ComfyNode):
             notes.append(
                 f"the model cannot say {' '.join(unknown)} and leaves a gap; write it in other characters"
             )
-        null_symbols = SamplingDefaults.null_symbols
         if speech_encoder.puppet:
-            null_symbols = embedded.settings().null_symbols
             notes += embedded.warnings(text)
             if language == "en":
                 text, transcript = embedded.plain(text), embedded.plain(transcript)
         ids = symbol_ids(text, language, transcript)
-        null = null_symbol_ids(language, transcript, null_symbols)
+        null = null_symbol_ids(language, transcript)
         if notes:
             tell(cls, "; ".join(notes))
         return io.NodeOutput(

@@ -574,15 +574,22 @@ def test_the_caption_encoder_is_trained_with_the_model(latents, tmp_path):
 def test_validation_clips_are_written(latents, tmp_path):
     from uniavgen_core.training.loop import clip_preview, train
 
-    def decode(video: torch.Tensor, audio: torch.Tensor):
-        frames = video[0, :3].permute(1, 2, 3, 0).clamp(0, 1).mul(255).byte()  # [5, 2, 2, 3]
-        return frames.repeat(1, 8, 8, 1), torch.zeros(5 * 1500)
+    class Colours(torch.nn.Module):
+        """Stands for the VAE: three channels, four frames a latent frame but the first."""
 
-    preview = clip_preview(latents, [0, 1], decode, ("joint", "reference-voice", "dubbing"), steps=2)
+        def decode(self, latent: torch.Tensor, on_frame=None) -> torch.Tensor:
+            frames = latent[:, :3].repeat_interleave(4, 2)[:, :, 3:]
+            return frames.repeat(1, 1, 1, 8, 8)  # [1, 3, F, 16, 16]
+
+    class Silence(torch.nn.Module):
+        def forward(self, log_mel: torch.Tensor, on_part=None) -> torch.Tensor:
+            return torch.zeros(1, 240 * log_mel.shape[-1])
+
+    preview = clip_preview(latents, [0, 1], Colours(), Silence(), ("joint", "reference-voice", "dubbing"), 2)
     train(Recipe(SIZES, (stage(steps=2),)), latents, tmp_path, preview=preview)
     clips = sorted((tmp_path / "only" / "clips" / "0000002").glob("*.mp4"))
     assert [clip.name for clip in clips][:3] == ["0-dubbing.mp4", "0-joint.mp4", "0-reference-voice.mp4"]
-    assert files.read_video(clips[0]).frames.shape == (5, 16, 16, 3)
+    assert files.read_video(clips[0]).frames.shape == (17, 16, 16, 3)
 
 
 @needs_accelerate

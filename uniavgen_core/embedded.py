@@ -14,7 +14,6 @@ import torch
 from .errors import UserError
 from .media import caption, vae, vocoder
 from .media.caption import CaptionEncoder
-from .media.speech import NULLS
 from .media.vae import WanVAE
 from .media.vocoder import GriffinLim, Vocoder
 from .model.config import Config
@@ -66,12 +65,7 @@ def settings() -> SamplingDefaults:
         values = json.loads(file.read_text(encoding="utf-8"))
         skip = () if values["skip_layer"] < 0 else (values["skip_layer"],)
         guidance = Guidance(values["s_v"], values["s_a"], values["interval"], skip)
-        null = values.get("null_symbols", SamplingDefaults.null_symbols)
-        if null not in NULLS:
-            raise ValueError(f"null_symbols is {null!r}, expected {' or '.join(NULLS)}")
-        return SamplingDefaults(
-            guidance, values["steps"], values["shift"], FRAMES, SHORT_SIDE, null_symbols=null
-        )
+        return SamplingDefaults(guidance, values["steps"], values["shift"], FRAMES, SHORT_SIDE)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: damaged ({error!r}); install the package again") from error
 

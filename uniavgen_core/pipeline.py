@@ -257,7 +257,7 @@ def read_inputs(completed: CompletedRequest, as_said: Callable[[str], str] = str
     if request.language == "en":
         text, voice_text = as_said(text), as_said(voice_text)
     symbols = speech.symbol_ids(text, request.language, voice_text)
-    null_symbols = speech.null_symbol_ids(request.language, voice_text, completed.defaults.null_symbols)
+    null_symbols = speech.null_symbol_ids(request.language, voice_text)
     notes = list(completed.notes)
     unknown = speech.unknown_symbols(request.text, request.language)
     if unknown:

@@ -245,15 +245,15 @@ def _encode(path: Path, frames: torch.Tensor, fps: Fraction, wave: np.ndarray, r
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = BT709
         audio = container.add_stream("aac", rate=rate, layout=layout)
         audio.bit_rate = 128_000 * len(wave)
-        for i, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture.cpu().contiguous().numpy(), format="rgb24")
+        for i, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels.cpu().contiguous().numpy(), format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
             frame.pts, frame.time_base = i, 1 / fps
             container.mux(video.encode(frame))
             start, end = i * wave.shape[1] // len(frames), (i + 1) * wave.shape[1] // len(frames)
-            sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, start:end]), "fltp", layout)
-            sound.rate, sound.pts, sound.time_base = rate, start, Fraction(1, rate)
-            container.mux(audio.encode(sound))
+            samples = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, start:end]), "fltp", layout)
+            samples.rate, samples.pts, samples.time_base = rate, start, Fraction(1, rate)
+            container.mux(audio.encode(samples))
         container.mux(video.encode(None))
         container.mux(audio.encode(None))
 
@@ -339,9 +339,9 @@ def _decode_frames(
 
     def keep_until(slots: float, frame: av.VideoFrame) -> None:
         if len(kept) < min(slots, limit):
-            picture = _upright(frame, size)
+            pixels = _upright(frame, size)
             while len(kept) < min(slots, limit):
-                kept.append(picture)
+                kept.append(pixels)
 
     for index, frame in enumerate(container.decode(stream)):
         stamp = index / source_fps if frame.time is None else frame.time
@@ -362,8 +362,8 @@ def _decode_frames(
 
 
 def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> torch.Tensor:
-    picture = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-    return torch.from_numpy(np.rot90(picture, round(frame.rotation / 90)).copy())
+    pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+    return torch.from_numpy(np.rot90(pixels, round(frame.rotation / 90)).copy())
 
 
 def _decode_audio(

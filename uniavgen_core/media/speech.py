@@ -6,15 +6,13 @@ import logging
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ..errors import UserError
 
 LANGUAGES = ("en", "zh")
 FILLER = -1
 MIN_LENGTH = 10
-Null = Literal["space", "filler"]
-NULLS: tuple[Null, ...] = get_args(Null)
 
 _SPACE = (" ", " ")
 _CHINESE_MARKS = str.maketrans({";": ",", "\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2019": "'"})
@@ -42,18 +40,14 @@ def symbol_ids(text: str, language: str = "en", reference_text: str = "") -> lis
     return _padded(_reference_ids(language, reference_text) + spoken)
 
 
-def null_symbol_ids(language: str = "en", reference_text: str = "", null: Null = "space") -> list[int]:
+def null_symbol_ids(language: str = "en", reference_text: str = "") -> list[int]:
     """Ids of the null speech text: a space, or the reference's transcript and one (docs/model.md section 3).
-
-    `null`: "filler" leaves the space out where there is no transcript, for models that were trained so.
 
     Raises:
         UserError: as `symbol_ids`, for the transcript.
     """
     ids = _reference_ids(language, reference_text)
-    if not ids and null == "space":
-        ids = [load_vocabulary()[" "]]
-    return _padded(ids)
+    return _padded(ids or [load_vocabulary()[" "]])
 
 
 def unknown_symbols(text: str, language: str = "en") -> list[str]:

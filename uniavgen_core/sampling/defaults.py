@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from ..errors import UserError
 
@@ -53,8 +52,7 @@ class Guidance:
 class SamplingDefaults:
     """How a model is sampled unless someone says otherwise; the defaults are those of the released one.
 
-    `frames` (4n + 1 at 16 fps) and `short_side` in pixels are what the model was made for; `null_symbols` is
-    the null speech text that it was trained with, see `media.speech.null_symbol_ids`.
+    `frames` (4n + 1 at 16 fps) and `short_side` in pixels are what the model was made for.
     """
 
     guidance: Guidance = Guidance()
@@ -63,4 +61,3 @@ class SamplingDefaults:
     frames: int = 81
     short_side: int = 736
     seed: int = 2025
-    null_symbols: Literal["space", "filler"] = "space"

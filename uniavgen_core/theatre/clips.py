@@ -1,7 +1,7 @@
 """The endless synthetic theatre: drawn people who speak, with the truth known for every frame.
 
 A clip is a pure function of (seed, split, index), of frames and size, and of the espeak-ng at hand.
-Pictures run at 16 fps, sound at 24 kHz; F = 4n + 1 frames last F / 16 s and carry exactly
+Video runs at 16 fps, audio at 24 kHz; F = 4n + 1 frames last F / 16 s and carry exactly
 round(F / 16 * 24000) = 1500 F samples. The splits "train" and "held-out" share no identity and no
 sentence. Speech needs espeak-ng (`voices.py`), drawing OpenCV.
 """

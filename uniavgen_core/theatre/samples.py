@@ -26,13 +26,13 @@ def theatre_sample(theatre: Theatre, index: int, encode: EncodeVideo) -> Sample:
 
 
 def speech_sample(theatre: Theatre, index: int) -> Sample:
-    """The sound of clip `index` with its texts and nothing to see, for the audio branch alone."""
+    """The audio of clip `index` with its texts and an empty video, for the audio branch alone."""
     speech, reference = theatre.speech(index), theatre.reference(index)
     frames = np.zeros((theatre.frames, SPATIAL, SPATIAL, 3), np.uint8)
     length = conditioning.latent_frames(theatre.frames)
 
-    def nothing(picture: Tensor) -> Tensor:
-        return picture.new_zeros(1, LATENT_CHANNELS, length, 1, 1)
+    def nothing(frames: Tensor) -> Tensor:
+        return frames.new_zeros(1, LATENT_CHANNELS, length, 1, 1)
 
     return Sample(
         **encode_clip(frames, torch.from_numpy(speech.waveform), frames[..., 0] > 0, nothing),

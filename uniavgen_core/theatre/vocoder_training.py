@@ -34,16 +34,16 @@ _speech = lru_cache(maxsize=POOL)(Theatre.speech)
 
 
 @dataclass
-class Sounds(TensorBatch):
+class Waveforms(TensorBatch):
     """waveform `[B, n]` at 24 kHz."""
 
     waveform: Tensor
 
 
-class TheatreSounds(TheatreBatches):
+class TheatreWaveforms(TheatreBatches):
     """Pieces of recordings, each with speech in it."""
 
-    kind = Sounds
+    kind = Waveforms
 
     def piece(self, generator: torch.Generator, step: int) -> tuple[Tensor]:
         waveform = _speech(self.theatre, step + int(torch.randint(POOL, (), generator=generator))).waveform
@@ -55,13 +55,13 @@ class TheatreSounds(TheatreBatches):
 
 
 class Resynthesis(nn.Module):
-    """Sound -> mel -> sound, and the distance of their spectra."""
+    """Waveform -> mel -> waveform, and the distance of their spectra."""
 
     def __init__(self, bigvgan: nn.Module):
         super().__init__()
         self.bigvgan = bigvgan
 
-    def forward(self, sounds: Sounds) -> dict[str, Tensor]:
+    def forward(self, sounds: Waveforms) -> dict[str, Tensor]:
         """Scalars: "loss" and its parts "mel" (nats) and "spectra"."""
         wanted = sounds.waveform
         made = self.bigvgan(mel.log_mel(wanted)).to(wanted.device).reshape(len(wanted), -1)
@@ -100,7 +100,7 @@ def train_vocoder(theatre: Theatre, stage: Schedule, out: str | Path, run: Run |
         return file
     vocoder = random_vocoder(**SIZES)
     vocoder.bigvgan.train().requires_grad_(True)
-    batches = TheatreSounds(theatre, stage, accelerator.process_index, accelerator.num_processes)
+    batches = TheatreWaveforms(theatre, stage, accelerator.process_index, accelerator.num_processes)
     objective = Resynthesis(vocoder.bigvgan)
     state = fit(accelerator, objective, stage, batches, out / stage.name, EMBEDDED, run or Run())
     if accelerator.is_main_process:

@@ -228,8 +228,6 @@ def _how(options: argparse.Namespace) -> Run:
 def _preview(options: argparse.Namespace) -> Preview | None:
     """Clips 0 to 3 of the preview folder, made again by the model under training."""
     from ..errors import UserError
-    from ..media.files import to_uint8
-    from ..media.mel import latent_to_mel
     from ..media.vae import load_vae
     from ..media.vocoder import GriffinLim, load_vocoder
     from .data import Latents
@@ -239,14 +237,10 @@ def _preview(options: argparse.Namespace) -> Preview | None:
         return None
     if options.vae is None:
         raise UserError("--preview needs --vae to decode latents")
-    latents, vae = Latents(options.preview), load_vae(options.vae)
+    latents = Latents(options.preview)
     vocoder = load_vocoder(options.vocoder) if options.vocoder else GriffinLim()
-
-    def decode(video, audio):
-        return to_uint8(vae.decode(video)[0]), vocoder(latent_to_mel(audio.cpu()))[0]
-
     modes = tuple(options.preview_modes.split(","))
-    return clip_preview(latents, list(range(min(4, len(latents)))), decode, modes)
+    return clip_preview(latents, list(range(min(4, len(latents)))), load_vae(options.vae), vocoder, modes)
 
 
 def parse_size(text: str) -> tuple[int, int]:

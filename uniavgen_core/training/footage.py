@@ -123,17 +123,17 @@ def footage_sample(
     row = rows[index]
     seconds = frames / conditioning.FPS
     video = files.read_video(row.file, max_seconds=seconds)
-    pictures = files.resample_frames(video.frames, video.fps)[:frames]
-    if len(pictures) < frames:
+    video_frames = files.resample_frames(video.frames, video.fps)[:frames]
+    if len(video_frames) < frames:
         raise UserError(
-            f"{row.place}: {row.file.name} has {len(pictures)} frames at 16 fps, {frames} are needed; "
+            f"{row.place}: {row.file.name} has {len(video_frames)} frames at 16 fps, {frames} are needed; "
             "leave the line out or train on shorter clips"
         )
     if video.audio is None:
         raise UserError(f"{row.place}: {row.file.name} has no audio; leave the line out")
     boxes = row.faces
     if boxes is None:
-        boxes = _found_faces(row, pictures.numpy(), find_face or face_finder())
+        boxes = _found_faces(row, video_frames.numpy(), find_face or face_finder())
     elif len(boxes) > 1:
         if len(boxes) < len(video.frames):
             raise UserError(
@@ -142,18 +142,18 @@ def footage_sample(
             )
         boxes = files.resample_frames(boxes[: len(video.frames)], video.fps)[:frames]
     width, height = size
-    drawn = _drawn(boxes.expand(frames, -1), *pictures.shape[1:3])  # as an image, to be cut like the frames
+    drawn = _drawn(boxes.expand(frames, -1), *video_frames.shape[1:3])  # cut like the frames
     face_mask = files.fit_image(drawn, width, height)[..., 0] > 127
     voice, said = None, ""
     if row.speaker is not None:
         same = [r for r in rows if r.speaker == row.speaker]
         other = same[(same.index(row) + 1) % len(same)]
-        sound = mel.prepare_audio(*files.read_audio(other.file, seconds))
-        mel.check_audible(sound, str(other.file))
-        voice, said = conditioning.voice_latent(sound), other.transcript
+        voice_audio = mel.prepare_audio(*files.read_audio(other.file, seconds))
+        mel.check_audible(voice_audio, str(other.file))
+        voice, said = conditioning.voice_latent(voice_audio), other.transcript
     return Sample(
         **encode_clip(
-            files.fit_image(pictures, width, height), mel.prepare_audio(*video.audio), face_mask, encode
+            files.fit_image(video_frames, width, height), mel.prepare_audio(*video.audio), face_mask, encode
         ),
         transcript=row.transcript,
         caption=row.caption,
@@ -172,9 +172,9 @@ def _drawn(boxes: Tensor, height: int, width: int) -> Tensor:
     return (255 * inside.to(torch.uint8))[..., None].expand(-1, -1, -1, 3)
 
 
-def _found_faces(row: Row, pictures: np.ndarray, find_face: FindFace) -> Tensor:
+def _found_faces(row: Row, video_frames: np.ndarray, find_face: FindFace) -> Tensor:
     """A box per frame; frames without one take that of the nearest frame."""
-    found = [find_face(picture) for picture in pictures]
+    found = [find_face(frame) for frame in video_frames]
     seen = [i for i, box in enumerate(found) if box is not None]
     if not seen:
         raise UserError(
@@ -205,8 +205,8 @@ def face_finder() -> FindFace:
     folder = Path(cv2.__file__).parent / "data"
     cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
 
-    def find(picture: np.ndarray) -> tuple[float, float, float, float] | None:
-        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    def find(frame: np.ndarray) -> tuple[float, float, float, float] | None:
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         smallest = round(0.12 * min(grey.shape))
         boxes = cascade.detectMultiScale(grey, 1.1, 4, minSize=(smallest, smallest))
         if not len(boxes):

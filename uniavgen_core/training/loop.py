@@ -25,16 +25,17 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from .. import conditioning
 from ..atomic import replacing, write_text
 from ..errors import UserError
-from ..media import files
+from ..media import FPS, files
 from ..media.caption import CaptionEncoder, load_caption_encoder
 from ..media.mel import SAMPLE_RATE
+from ..media.vae import WanVAE
+from ..media.vocoder import GriffinLim, Vocoder
 from ..model.dit import DualBranchDiT
 from ..model.inputs import TextConditioning
+from ..pipeline import Pipeline
 from ..sampling.guidance import Guidance
-from ..sampling.sampler import sample
 from ..weights.checkpoint import load_model
 from ..weights.convert import save_checkpoint
 from . import cast_ops
@@ -57,8 +58,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Preview = Callable[[Objective, Path], None]
 """Writes clips of the model as it is into a new folder."""
-Decode = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Video and audio latent of one clip -> uint8 frames `[F, H, W, 3]` and audio `[n]` at 24 kHz."""
 
 
 @dataclass(frozen=True)
@@ -190,14 +189,15 @@ def fit(
     recipe: Recipe,
     run: Run,
     preview: Preview | None = None,
-    whole: bool = True,
+    trained_only: bool = False,
 ) -> dict[str, Tensor]:
     """One stage: trains the parameters that require a gradient, from the folder's checkpoint if there is one.
 
     Step s gives `batches[s]` to the objective; of the recipe the moving average, gradient norm and weight
     decay are used.
 
-    Returns the moving average by name (on the main process), with frozen parameters where `whole` is set.
+    Returns the moving average by name (on the main process), with the frozen parameters
+    unless `trained_only` is set.
 
     Raises:
         UserError: see `Batches`; a loss that is not finite.
@@ -251,7 +251,7 @@ def fit(
     if log:
         log.close()
     with average.applied():
-        return _full_state(objective, trained_only=not whole)
+        return _full_state(objective, trained_only=trained_only)
 
 
 def _accumulate(
@@ -364,26 +364,29 @@ def _export(state: dict[str, Tensor], model: DualBranchDiT, encoder, folder: Pat
 
 
 def clip_preview(
-    latents: Latents, indices: list[int], decode: Decode, modes: tuple[str, ...] = ("joint",), steps: int = 16
+    latents: Latents,
+    indices: list[int],
+    vae: WanVAE,
+    vocoder: Vocoder | GriffinLim,
+    modes: tuple[str, ...] = ("joint",),
+    steps: int = 16,
 ) -> Preview:
     """Samples these clips in these tasks without guidance and writes them as `clip-mode.mp4`."""
 
     @torch.no_grad()
     def preview(objective: Objective, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        device = objective.model.audio_padding.device
+        pipeline = Pipeline.of(objective.model, vae, None, vocoder)
         for index in indices:
             for mode in modes:
-                batch = one_clip(latents, index, mode).to(device)
+                batch = one_clip(latents, index, mode).to(pipeline.device)
                 texts = TextConditioning(
                     objective.caption_states(batch).float(),
                     objective.speech_features(batch.speech, batch.speech_lengths),
                 )
-                task = conditions(batch, objective.model.config.variant, objective.model.config.patch)
-                made = sample(objective.model, task, texts, texts, Guidance.none(), steps, 1.0, seed=index)
-                frames, waveform = decode(made.video, made.audio)
-                files.write_mp4(
-                    folder / f"{index}-{mode}.mp4", frames, conditioning.FPS, waveform, SAMPLE_RATE
-                )
+                task = conditions(batch, pipeline.config.variant, pipeline.config.patch)
+                made = pipeline.sample(task, texts, texts, Guidance.none(), steps, 1.0, seed=index)
+                frames, waveform = pipeline.decode_video(made.video), pipeline.decode_audio(made.audio)[0]
+                files.write_mp4(folder / f"{index}-{mode}.mp4", frames, FPS, waveform, SAMPLE_RATE)
 
     return preview

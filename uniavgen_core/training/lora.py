@@ -109,7 +109,7 @@ def train_lora(
     recipe = Recipe(model.config, (stage,), seed, ema=1 - 10 / max(20, stage.steps), weight_decay=0.0)
     objective = Objective(model, None, DTYPES[dtype])
     batches = Batches(latents, stage, seed, accelerator.process_index, accelerator.num_processes)
-    state = fit(accelerator, objective, stage, batches, out, recipe, run or Run(), preview, whole=False)
+    state = fit(accelerator, objective, stage, batches, out, recipe, run or Run(), preview, trained_only=True)
     if accelerator.is_main_process:
         trained = {name.removeprefix("model."): value for name, value in state.items()}
         save_lora(trained, out / "lora.safetensors", alpha)

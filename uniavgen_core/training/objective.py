@@ -166,14 +166,14 @@ def _reading(mel: Tensor, first: Tensor, end: Tensor, there: Tensor | None = Non
 
 
 class TextGuide:
-    """An `Attention` for audio that also sums up how far its looks at the speech text stray from a steady
+    """An `Attention` for audio that also sums up how much weight it gives to symbols away from a steady
     reading (guided attention, Tachibana et al. 2018): text and speech find each other in hundreds of steps
     instead of thousands.
 
     Args:
         batch: read where its mel is loud, a reference voice its own words; dropped texts are not read.
         attention: what computes the attention itself.
-        spread: in symbols, how far a look may stray unpunished.
+        spread: in symbols, the distance from the steady reading below which little is penalised (sigma).
     """
 
     def __init__(self, batch: Batch, attention: Attention, spread: float = 2.0):
@@ -197,13 +197,13 @@ class TextGuide:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
         if (q.shape[1], k.shape[1]) == self.fault.shape[1:]:
-            looks = cast_ops.attention_weights(q, k, heads, mask)
-            self.faults.append((looks.float() * self.fault[:, None]).sum((-1, -2)).mean(1).sum())
-            return cast_ops.weighted_values(looks, v)
+            shares = cast_ops.attention_weights(q, k, heads, mask)
+            self.faults.append((shares.float() * self.fault[:, None]).sum((-1, -2)).mean(1).sum())
+            return cast_ops.weighted_values(shares, v)
         return self.attention(q, k, v, heads, mask=mask)
 
     def loss(self) -> Tensor:
-        """The share of the looks that strays, over all heads and layers."""
+        """The share of attention away from the steady reading, over all heads and layers."""
         return torch.stack(self.faults).mean() / self.spoken.sum().clamp(min=1)
 
 

@@ -189,7 +189,7 @@ def parse_json(text: str | bytes, name: str | Path) -> dict:
     return value
 
 
-def some(names: Iterable[str], limit: int = 3) -> str:
+def first_few(names: Iterable[str], limit: int = 3) -> str:
     """The first few names, for a message."""
     names = list(names)
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
@@ -248,7 +248,7 @@ class TensorFiles:
         names = names or {name: name for name in self.tensors}
         found = {name: self.tensors[stored] for name, stored in names.items() if name in expected}
         faults = [
-            f"{len(names)} {fault} ({some(names)})"
+            f"{len(names)} {fault} ({first_few(names)})"
             for names, fault in (
                 ([n for n in expected if n not in found], "missing"),
                 (
@@ -270,7 +270,7 @@ class TensorFiles:
             )
         extra = [stored for name, stored in names.items() if name not in expected]
         return (
-            [f"{self.path} holds {len(extra)} more tensors, which are ignored: {some(extra)}"]
+            [f"{self.path} holds {len(extra)} more tensors, which are ignored: {first_few(extra)}"]
             if extra
             else []
         )
@@ -327,9 +327,8 @@ class TensorFiles:
         foreign = {f for f in formats.values() if f not in ("float8_e4m3fn", "float8_e5m2")}
         blockwise = [n for n, info in self.scales.items() if info.parameters != 1]
         if foreign or blockwise:
-            kind = (
-                ", ".join(sorted(map(str, foreign))) or f"fp8 with many scales a tensor ({some(blockwise)})"
-            )
+            kind = ", ".join(sorted(map(str, foreign)))
+            kind = kind or f"fp8 with many scales a tensor ({first_few(blockwise)})"
             raise UserError(
                 f"{self.path} is quantised as {kind}; expected fp32, bf16, fp16 or fp8 with one scale a "
                 "tensor: use such a file"

@@ -22,9 +22,9 @@ from .files import (
     Unreadable,
     WrongFile,
     damaged,
+    first_few,
     parse_json,
     read_header,
-    some,
 )
 
 Part = Literal["model", "vae", "text_encoder", "vocoder"]
@@ -131,7 +131,7 @@ def open_part(path: str | Path, part: Part | str) -> TensorFiles:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        names = some([source.path.name for source in sources])
+        names = first_few([source.path.name for source in sources])
         raise WrongFile(
             path,
             Identity("folder", f"a folder with {len(fitting)} of them", f"name one ({names})"),
@@ -146,7 +146,9 @@ def open_part(path: str | Path, part: Part | str) -> TensorFiles:
         ]
         raise min(hinted or faults, key=lambda error: error.identity.kind in KINDS)
     inside = [p.name for p in sorted(path.iterdir()) if p.is_dir() and any(p.glob("*.safetensors"))]
-    advice = f"choose its {some(inside)}" if inside else "download the model into it or choose another one"
+    advice = "download the model into it or choose another one"
+    if inside:
+        advice = f"choose its {first_few(inside)}"
     raise WrongFile(path, Identity("folder", "a folder without safetensors files", advice), EXPECTED[part])
 
 
@@ -204,7 +206,7 @@ def _indexed(index: Path, part: str) -> Source:
         raise WrongFile(index, damaged("an index without a weight_map"), EXPECTED[part])
     outside = [n for n in set(weight_map.values()) if Path(n).name != n]
     if outside:
-        raise WrongFile(index, damaged(f"an index to other folders ({some(outside)})"), EXPECTED[part])
+        raise WrongFile(index, damaged(f"an index to other folders ({first_few(outside)})"), EXPECTED[part])
     others = []
     if any(name.startswith(OMNI_VOCODER) for name in weight_map):  # only these shards are needed
         others = [index.with_name(name) for name in set(weight_map.values())]
@@ -249,12 +251,12 @@ def _read(source: Source, path: Path, part: str) -> TensorFiles:
     vocoder = _vocoder_prefix(stored)
     if source.absent and (source.weight_map or vocoder is None):
         of = len(source.absent) + len(source.files)
-        what = f"a checkpoint with {len(source.absent)} of {of} shards missing ({some(source.absent)})"
+        what = f"a checkpoint with {len(source.absent)} of {of} shards missing ({first_few(source.absent)})"
         advice = f"download them into {source.path.parent}"
         raise WrongFile(path, Identity("missing shard", what, advice), EXPECTED[part])
-    lost = [n for n, shard in source.weight_map.items() if n not in stored or stored[n].file.name != shard]
-    if lost:
-        what = f"a checkpoint whose shards lack {len(lost)} tensors of the index ({some(lost)})"
+    missing = [n for n, shard in source.weight_map.items() if n not in stored or stored[n].file.name != shard]
+    if missing:
+        what = f"a checkpoint whose shards lack {len(missing)} tensors of the index ({first_few(missing)})"
         identity = Identity("damaged", what, "download index and shards again, of one release")
         raise WrongFile(path, identity, EXPECTED[part])
 
@@ -318,4 +320,5 @@ def identify_tensors(stored: Mapping[str, TensorInfo]) -> Identity:
         return WEIGHT_NORM
     if any(name.startswith(("thinker.", "talker.", "token2wav.")) for name in stored):
         return OMNI
-    return Identity("other", f"another model ({len(stored)} tensors: {some(stored)})", "choose another file")
+    what = f"another model ({len(stored)} tensors: {first_few(stored)})"
+    return Identity("other", what, "choose another file")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..atomic import replacing
 from ..errors import UserError
-from .files import FP8, TORCH_DTYPES, some
+from .files import FP8, TORCH_DTYPES, first_few
 
 DtypeName = Literal["fp32", "bf16", "fp16", "fp8"]
 
@@ -132,7 +132,7 @@ def write_tensors(
                 file.write(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
                 left.discard(name)
             if left:
-                raise ValueError(f"{len(left)} tensors were not given ({some(sorted(left))})")
+                raise ValueError(f"{len(left)} tensors were not given ({first_few(sorted(left))})")
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise _disk_full(path, 8 + len(text) + end, shutil.disk_usage(path.parent).free) from error

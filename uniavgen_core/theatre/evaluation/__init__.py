@@ -1,1 +1,1 @@
-"""`uniavgen eval`: what generated clips are worth, measured on their pictures and sound."""
+"""`uniavgen eval`: measures of generated clips, taken from their video and audio."""

@@ -25,8 +25,8 @@ def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, we
     p.add_argument("--runs", help="such as joint,dubbing (default: all); processes can share the work")
     _add_sampling(p, clips=64)
     p.add_argument("--show", type=int, default=6, help="clips of each run that are kept as mp4")
-    p.add_argument("--s-v", type=float, help="guidance of the picture; 1 is off")
-    p.add_argument("--s-a", type=float, help="guidance of the sound; 1 is off")
+    p.add_argument("--s-v", type=float, help="guidance of the video; 1 is off")
+    p.add_argument("--s-a", type=float, help="guidance of the audio; 1 is off")
     add_weights(p)
     p.set_defaults(run=resumable(_run), weights=weights)
 

@@ -19,10 +19,10 @@ from ...conditioning import FPS
 from ...media.mel import SAMPLE_RATE, log_mel
 from ..clips import loudness_envelope, measure_aperture, measure_pitch
 
-LAGS = tuple(range(-4, 5))  # frames by which the picture is later than the sound
+LAGS = tuple(range(-4, 5))  # frames by which the video is later than the audio
 AUDIBLE = 4.0  # nats below a clip's loudest mel cell
 FACE_SIDE = 64  # pixels at which faces are compared
-FACE_REACH = 0.12  # how far a face may have moved, as a share of the picture's side
+FACE_REACH = 0.12  # how far a face may have moved, as a share of the image's side
 RESAMPLES = 2000
 
 
@@ -133,7 +133,7 @@ def mask_iou(predicted: np.ndarray, target: np.ndarray) -> float:
 
 
 class Face:
-    """The face of a reference picture uint8 `[H, W, 3]` with its mask bool `[H, W]`, to be found again."""
+    """The face of a reference image uint8 `[H, W, 3]` with its mask bool `[H, W]`, to be found again."""
 
     def __init__(self, picture: np.ndarray, mask: np.ndarray):
         side = min(picture.shape[:2])

@@ -27,20 +27,20 @@ MEASURES = {
     "face_distance": ("colour distance to the face", mean, "face_distance"),
     "other_face_distance": ("to other faces", mean, "other_face_distance"),
     "face_known": ("nearest face is its own", mean, "face_known"),
-    "seam_picture": ("seam, picture", median, "seam_picture"),
-    "seam_latent": ("seam, picture / latent steps", median, "seam_latent"),
+    "seam_picture": ("seam, video", median, "seam_picture"),
+    "seam_latent": ("seam, video / latent steps", median, "seam_latent"),
     "seam_mel": ("seam, mel", median, "seam_mel"),
     "mask_iou": ("mask IoU", mean, "mask_iou"),
     "length": ("seconds", mean, "length"),
-    "step_picture": ("largest step, picture", median, "step_picture"),
+    "step_picture": ("largest step, video", median, "step_picture"),
     "step_mel": ("largest step, mel", median, "step_mel"),
 }
 """Name: title, statistic over clips, fields of a row."""
 
 NOTES = (
     "All values with their 95 % bootstrap interval over clips.",
-    "Sync r: Pearson correlation of the mouth's aperture, measured in the picture, with the loudness of the "
-    "sound under the frame; mean over clips. Mismatched: a true picture with the sound of another clip.",
+    "Sync r: Pearson correlation of the mouth's aperture, measured in the video, with the loudness of the "
+    "audio under the frame; mean over clips. Mismatched: a true video with the audio of another clip.",
     "Ceiling: true clips through the VAE and through mel and vocoder. Cut: the same model with both "
     "directions of the interaction off. None: no guidance at twice the steps, so equal passes.",
     "Word error: edits over words, by a recogniser whose own error stands in the row of the truth and, "
@@ -146,7 +146,7 @@ def page(metrics: dict, rows: dict[str, list[dict]]) -> str:
             for name, values in metrics["runs"].items()
             if "sync_at_lag" in values
         }
-        parts += ["<h2>Sync r where the picture is shifted by so many frames</h2>", lag_figure(curves)]
+        parts += ["<h2>Sync r where the video is shifted by so many frames</h2>", lag_figure(curves)]
     if "grid" in metrics:
         best = metrics["best"]
         parts += ["<h2>Guidance scales</h2>", grid_figure(metrics["grid"])]
@@ -211,7 +211,7 @@ def lag_figure(curves: dict[str, list[float]]) -> str:
     """Mean sync r at each lag, a line a run, as SVG."""
     figure = Figure((7.3, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.set_title("sync r by lag (frames, picture later)")
+    axes.set_title("sync r by lag (frames, video later)")
     for i, (name, curve) in enumerate(curves.items()):
         axes.plot(LAGS, curve, label=name, **_line(i))
     axes.set_xticks(LAGS)

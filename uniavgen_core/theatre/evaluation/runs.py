@@ -38,7 +38,7 @@ RUNS = (
 )
 """A mode alone is MA-CFG; "-cut": without interaction, "-cfg": plain CFG, "-none": no guidance, twice the
 steps; "truth": the clips themselves, "ceiling": through VAE and vocoder, "mismatched": with the next clip's
-sound."""
+audio."""
 GRID = (1.0, 1.5, 2.0, 3.0, 4.0)
 
 
@@ -273,7 +273,7 @@ def measure_folder(folder: Path, recogniser: Recogniser | None = None) -> list[d
     recogniser knows all of them.
 
     Raises:
-        UserError: no mp4 there; a clip without sound or too short; a jsonl that is none or names no clip.
+        UserError: no mp4 there; a clip without audio or too short; a jsonl that is none or names no clip.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a folder of mp4 files")
@@ -284,7 +284,7 @@ def measure_folder(folder: Path, recogniser: Recogniser | None = None) -> list[d
     for file in paths:
         video = files.read_video(file, fps=conditioning.FPS)
         if video.audio is None:
-            raise UserError(f"{file}: has no sound; choose clips of a speaking person")
+            raise UserError(f"{file}: has no audio; choose clips of a speaking person")
         if len(video.frames) < conditioning.FPS // 2:
             raise UserError(f"{file}: has {len(video.frames)} frames at 16 fps; use clips of 0.5 s and more")
         frames, waveform = video.frames.numpy(), prepare_audio(*video.audio)

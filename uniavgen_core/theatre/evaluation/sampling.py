@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import conditioning
-from ...media.speech import FILLER, Null, null_symbol_ids, symbol_ids
+from ...media.speech import FILLER, null_symbol_ids, symbol_ids
 from ...media.vae import WanVAE
 from ...model.dit import DualBranchDiT
 from ...model.inputs import TextConditioning, Velocity
@@ -45,7 +45,7 @@ class Example:
 
 @dataclass(frozen=True)
 class GeneratedClip:
-    """A clip as it came out: frames uint8 `[F, H, W, 3]`, sound `[n]`, latents `[C, T, H, W]`, `[L, 80]`."""
+    """A clip as it came out: frames uint8 `[F, H, W, 3]`, audio `[n]`, latents `[C, T, H, W]`, `[L, 80]`."""
 
     frames: np.ndarray
     waveform: np.ndarray
@@ -165,20 +165,18 @@ def _batch(examples: list[Example], mode: str, seed: int) -> Batch:
     )
 
 
-def _symbols(
-    examples: list[Example], mode: str, null: bool = False, null_symbols: Null = "space"
-) -> list[list[int]]:
+def _symbols(examples: list[Example], mode: str, null: bool = False) -> list[list[int]]:
     """Symbol ids of what is said in each clip, or of its null."""
     with_voice = "voice" in conditioning.MODES[mode].needs
     before = [e.given.transcript if with_voice else "" for e in examples]
     if null:
-        return [null_symbol_ids("en", said, null_symbols) for said in before]
+        return [null_symbol_ids("en", said) for said in before]
     return [symbol_ids(e.clip.transcript, "en", said) for e, said in zip(examples, before)]
 
 
 def _texts(pipeline: Pipeline, examples: list[Example], mode: str, null: bool) -> TextConditioning:
     caption, _ = pipeline.encode_captions(["" if null else e.clip.caption for e in examples])
-    symbols = _symbols(examples, mode, null, pipeline.defaults.null_symbols)
+    symbols = _symbols(examples, mode, null)
     return TextConditioning(caption, *pipeline.encode_speech(symbols))
 
 

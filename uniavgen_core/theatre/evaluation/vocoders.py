@@ -1,4 +1,4 @@
-"""What a vocoder is worth: real mels of held-out recordings made sound again."""
+"""Measures of a vocoder: real mels of held-out recordings made audio again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def judge(
 
     "mel", "spectra": distances to the recording (see `training/vocoder.py`); "pitch": median error of f0, 1
     where nothing is voiced; "word_error": the recogniser's, and "real_word_error" on the recordings
-    themselves; "seconds" of work per second of sound.
+    themselves; "seconds" of work per second of audio.
     """
     theatre, distances, pitches = Theatre(split="held-out"), [], []
     wrong, wrong_real, said, work = 0, 0, 0, 0.0
