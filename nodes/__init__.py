@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..uniavgen_core.errors import UserError
-from . import decoding, embedded, encoding, face_mask, guiding, loading, muxing, puppet, tasks
+from . import decoding, embedded, encoding, face_mask, guiding, loading, long_speech, muxing, puppet, tasks
 from .checks import checked
 
 WEB_DIRECTORY = "./web"
@@ -14,7 +14,18 @@ for _kind in (UserError, *UserError.__subclasses__()):
 
 class UniAVGenExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        stages = (loading, embedded, puppet, encoding, tasks, guiding, decoding, muxing, face_mask)
+        stages = (
+            loading,
+            embedded,
+            puppet,
+            encoding,
+            tasks,
+            guiding,
+            long_speech,
+            decoding,
+            muxing,
+            face_mask,
+        )
         return [checked(node) for stage in stages for node in stage.NODES]
 
 

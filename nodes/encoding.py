@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..uniavgen_core import embedded
 from ..uniavgen_core.conditioning import FPS, snap_frames
+from ..uniavgen_core.duration import frames_for_text
 from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.media.files import MAX_ASPECT, MAX_FPS, MIN_SIDE, fit_image, resample_frames, size_for
 from ..uniavgen_core.media.mel import SAMPLE_RATE, log_mel, prepare_audio
@@ -179,6 +180,25 @@ class MelEncode(io.ComfyNode):
         return io.NodeOutput(prepared)
 
 
+def encode_speech(
+    speech_encoder, text: str, language: str, transcript: str
+) -> tuple[EncodedSpeech, list[str]]:
+    """Features of a text, behind the transcript of a reference voice, and of its null; notes for the user."""
+    written, notes = text, []
+    unknown = unknown_symbols(text + transcript, language)
+    if unknown:
+        notes.append(
+            f"the model cannot say {' '.join(unknown)} and leaves a gap; write it in other characters"
+        )
+    if speech_encoder.puppet:
+        notes += embedded.warnings(text)
+        if language == "en":
+            text, transcript = embedded.plain(text), embedded.plain(transcript)
+    ids = symbol_ids(text, language, transcript)
+    null = null_symbol_ids(language, transcript)
+    return EncodedSpeech(speech_encoder(ids), speech_encoder(null), bool(transcript), written), notes
+
+
 class SpeechEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -222,23 +242,52 @@ class SpeechEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, speech_encoder, text: str, language: str, transcript: str = "") -> io.NodeOutput:
-        transcript, notes = transcript.strip(), []
-        unknown = unknown_symbols(text + transcript, language)
-        if unknown:
-            notes.append(
-                f"the model cannot say {' '.join(unknown)} and leaves a gap; write it in other characters"
-            )
-        if speech_encoder.puppet:
-            notes += embedded.warnings(text)
-            if language == "en":
-                text, transcript = embedded.plain(text), embedded.plain(transcript)
-        ids = symbol_ids(text, language, transcript)
-        null = null_symbol_ids(language, transcript)
+        speech, notes = encode_speech(speech_encoder, text, language, transcript.strip())
         if notes:
             tell(cls, "; ".join(notes))
-        return io.NodeOutput(
-            EncodedSpeech(speech_encoder(ids), speech_encoder(null), transcript=bool(transcript))
+        return io.NodeOutput(speech)
+
+
+class TextDuration(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UniAVGenTextDuration",
+            display_name="UniAVGen Duration From Text",
+            search_aliases=["length from text", "frames from text", "speech duration", "auto length"],
+            category=CATEGORY,
+            description="How long the clip must be so that the words can be said at an easy pace. Connect "
+            "frames to the task node, and write the words in one String node for both.",
+            inputs=[
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="",
+                    placeholder="what the person says",
+                    tooltip="The words to say: 15 letters of English or 4 characters of Chinese take a "
+                    "second, and half a second is added.",
+                ),
+            ],
+            outputs=[
+                io.Int.Output(
+                    display_name="frames", tooltip="Frames at 16 fps, 4n + 1, for a task node's frames."
+                ),
+                io.Float.Output(display_name="seconds", tooltip="The same in seconds."),
+            ],
+            hidden=[io.Hidden.unique_id],
         )
 
+    @classmethod
+    def validate_inputs(cls, text: str | None) -> bool | str:
+        return True if text is None or text.strip() else "text is empty; write what the person says"
 
-NODES = [VideoEncode, MelEncode, SpeechEncode]
+    @classmethod
+    def execute(cls, text: str) -> io.NodeOutput:
+        if not text.strip():
+            raise UserError("text is empty; write what the person says")
+        frames = frames_for_text(text)
+        tell(cls, f"{frames} frames, {frames / FPS:.2f} s at {FPS} fps")
+        return io.NodeOutput(frames, frames / FPS)
+
+
+NODES = [VideoEncode, MelEncode, SpeechEncode, TextDuration]

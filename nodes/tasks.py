@@ -10,6 +10,7 @@ from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 
 from ..uniavgen_core.conditioning import EDITS, FPS, MAX_FRAMES, MODES, Edit, Task, plan, snap_frames
+from ..uniavgen_core.duration import too_long
 from ..uniavgen_core.errors import UserError
 from .types import (
     CATEGORY,
@@ -112,6 +113,8 @@ def prepared(
     notes = [f"{changed}{planned.frames} frames, {planned.frames / FPS:.2f} s at {FPS} fps", *planned.notes]
     if not takes_video and video.frames > 1:
         notes.append(f"of {video.frames} frames the first is the reference")
+    rushed = too_long(speech.text, planned.frames, fixed=MODES[mode].length != "frames")
+    notes += [rushed] if rushed else []
     tell(node, "; ".join(notes))
     return conditioned(task, mode, positive, negative, speech)
 

@@ -44,12 +44,13 @@ class PreparedAudio:
 class EncodedSpeech:
     """What is said and its null, features of the speech encoder `[1, N, dim]`.
 
-    `transcript`: whether the words of a reference voice stand before it.
+    `transcript`: whether the words of a reference voice stand before it; `text`: what is said.
     """
 
     features: Tensor
     null: Tensor
     transcript: bool
+    text: str = ""
 
 
 def tell(node: type[io.ComfyNode], text: str) -> None:

@@ -192,7 +192,11 @@ CASES = {
     "frames -3": (JOINT + " --frames -3", "--frames is -3", "at least 5"),
     "frames 4": (JOINT + " --frames 4", "--frames is 4", "at least 5"),
     "frames 1": (JOINT + " --frames 1", "--frames is 1", "at least 5"),
-    "frames many": (JOINT + " --frames many", "--frames: invalid int value", "see uniavgen generate --help"),
+    "frames many": (
+        JOINT + " --frames many",
+        "--frames: 'many' is no whole number and not auto",
+        "see uniavgen generate --help",
+    ),
     "longer prefix than clip": (
         CONTINUE + " {g}/clip.mp4 --frames 9 --prefix-frames 13",
         "13 of the video's .* frames",

@@ -102,7 +102,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     modes = "; ".join(f"{mode.name}: {mode.about}" for mode in MODES.values())
     p.add_argument("--mode", default="joint", help=modes)
-    p.add_argument("--text", required=True, help="what is said in the whole clip")
+    p.add_argument("--text", help="what is said in the whole clip")
+    p.add_argument(
+        "--script",
+        metavar="FILE",
+        help="in place of --text: a clip of any length from a text file, one sentence a line, each as "
+        "`sentence` or `sentence | caption` (joint, reference-voice)",
+    )
+    p.add_argument(
+        "--parts",
+        metavar="DIR",
+        help="with --script: where its parts stay, so that only changed sentences and what follows them are "
+        "made again (default: OUT with .parts)",
+    )
     p.add_argument("--caption", default="", help="what is seen: the person, the place, the mood")
     p.add_argument(
         "--negative-caption", default="", help="what the null pass is told instead (default nothing)"
@@ -116,9 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, help="the video to write (.mp4, .mov, .mkv)")
     p.add_argument(
         "--frames",
-        type=int,
-        help=f"length at 16 fps, 4n + 1 (default {d.frames}); where a video or a recording decides it, the "
-        "most that is used of it",
+        type=_frames,
+        help=f"length at 16 fps, 4n + 1 (default {d.frames}), or auto: as long as the text needs; where a "
+        "video or a recording decides it, the most that is used of it",
     )
     p.add_argument("--prefix-frames", type=int, help="continuation: frames of --video that are kept, 4n + 1")
     p.add_argument(
@@ -191,6 +203,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _frames(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number and not auto") from error
+
+
 def _modes_with(name: str) -> str:
     return ", ".join(mode.name for mode in MODES.values() if name in (*mode.needs, *mode.allows))
 
@@ -250,21 +269,28 @@ def _generate(options: argparse.Namespace) -> int:
 
     from .media import FPS
     from .pipeline import Request, generate
+    from .script import generate_script, read_script_file
 
+    if (options.text is None) == (options.script is None):
+        raise UserError("generate says one of --text and --script; give one of them")
+    if options.parts is not None and options.script is None:
+        raise UserError("--parts belongs to --script; leave it out")
+    script = None if options.script is None else read_script_file(options.script)
     weights = _weights(options)
     settings = weights.settings()
     names = (
-        "mode out text caption negative_caption image video audio voice voice_text language "
+        "mode out caption negative_caption image video audio voice voice_text language "
         "frames prefix_frames edit_start edit_end edit short_side steps shift seed"
     )
     request = Request(
         guidance=_guidance(options, settings.guidance),
+        text=options.text or "",
         **{name: getattr(options, name) for name in names.split()},
     )
     bar = tqdm(total=request.steps or settings.steps, unit="step", disable=None, leave=False)
 
     def on_stage(name: str) -> None:
-        if name == "sample":
+        if name == "sample" or name.startswith("part "):
             bar.reset()  # the time left is that of the steps, not of the loading before them
         bar.set_description(name)
 
@@ -277,14 +303,13 @@ def _generate(options: argparse.Namespace) -> int:
     def on_step(done: int, steps: int) -> None:
         bar.update()
 
+    callbacks = {"on_stage": on_stage, "on_step": on_step, "on_decoded": on_decoded}
     with bar:
-        result = generate(
-            request,
-            weights,
-            on_stage=on_stage,
-            on_step=on_step,
-            on_decoded=on_decoded,
-        )
+        if script is None:
+            result = generate(request, weights, **callbacks)
+        else:
+            parts = options.parts or f"{options.out}.parts"
+            result = generate_script(request, script, weights, parts, **callbacks)
     for note in result.notes:
         print(f"uniavgen: {note}", file=sys.stderr)
     if options.json:

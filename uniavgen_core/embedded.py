@@ -65,7 +65,15 @@ def settings() -> SamplingDefaults:
         values = json.loads(file.read_text(encoding="utf-8"))
         skip = () if values["skip_layer"] < 0 else (values["skip_layer"],)
         guidance = Guidance(values["s_v"], values["s_a"], values["interval"], skip)
-        return SamplingDefaults(guidance, values["steps"], values["shift"], FRAMES, SHORT_SIDE)
+        return SamplingDefaults(
+            guidance,
+            values["steps"],
+            values["shift"],
+            FRAMES,
+            SHORT_SIDE,
+            keep_voice=False,  # a face has its voice, and words are understood less with a given one
+            tail=1,
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: damaged ({error!r}); install the package again") from error
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from . import conditioning, embedded
+from . import conditioning, duration, embedded
 from .conditioning import MAX_FRAMES, MIN_FRAMES, Edit, Mode, Plan, Task
 from .errors import UserError
 from .media import FPS, files, mel, speech
@@ -108,7 +108,8 @@ class Request:
     """One clip to make. Paths are files; which of them a mode needs and allows stands in `modes.MODES`.
 
     `text`: what is said in the whole clip; `voice_text`: the transcript of `voice`.
-    `frames` (4n + 1 at 16 fps): the length, where no input decides it, else the longest that is wanted.
+    `frames` (4n + 1 at 16 fps): the length, where no input decides it, else the longest that is wanted;
+    "auto": as long as the text needs.
     `short_side` (a multiple of 32), `guidance`, `steps`, `shift` and `seed` default to the
     `Weights.settings` of the weights; seed -1 draws one.
     `prefix_frames`: how many frames of a video a continuation keeps, by default half the clip.
@@ -126,7 +127,7 @@ class Request:
     voice: str | None = None
     voice_text: str | None = None
     language: str = "en"
-    frames: int | None = None
+    frames: int | Literal["auto"] | None = None
     prefix_frames: int | None = None
     edit_start: float | None = None
     edit_end: float | None = None
@@ -156,11 +157,20 @@ class Request:
         if seed == -1:
             seed = random.SystemRandom().randrange(2**32)
             notes.append(f"seed {seed} was drawn")
-        frames = defaults.frames if mode.length == "frames" else MAX_FRAMES
+        frames = self.frames
+        if frames is None:
+            frames = defaults.frames if mode.length == "frames" else MAX_FRAMES
+        elif frames == "auto":
+            if mode.length != "frames":
+                raise UserError(
+                    f"mode {mode.name} takes its length from the {mode.length}; leave --frames out"
+                )
+            frames = duration.frames_for_text(self.text)
+            notes.append(f"{frames} frames ({frames / FPS:.2f} s) for the text")
         done = CompletedRequest(
             self,
             mode,
-            frames=frames if self.frames is None else self.frames,
+            frames=frames,
             short_side=chosen("short_side"),
             guidance=chosen("guidance"),
             steps=chosen("steps"),
@@ -289,6 +299,8 @@ def read_inputs(completed: CompletedRequest, as_said: Callable[[str], str] = str
         edit=edit,
     )
     notes += plan.notes
+    too_long = duration.too_long(request.text, plan.frames, fixed=mode.length != "frames")
+    notes += [too_long] if too_long else []
     if plan.frames > completed.defaults.frames:
         notes.append(f"the model was made for {completed.defaults.frames} frames, the clip has {plan.frames}")
 

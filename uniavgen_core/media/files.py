@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -204,15 +204,34 @@ def write_mp4(path: str | Path, frames: torch.Tensor, fps: float, waveform: torc
     Raises:
         UserError: what `check_output` says, wrong sizes or values, no space left.
     """
-    path = check_output(path)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or not len(frames):
         raise UserError(
             f"frames are {frames.dtype} {list(frames.shape)}, expected uint8 [F, H, W, 3] with F > 0"
         )
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise UserError(
-            f"frames are {frames.shape[2]}x{frames.shape[1]}, H.264 needs even sizes; cut one pixel"
-        )
+    write_mp4_stream(
+        path, frames[:, None], len(frames), (frames.shape[2], frames.shape[1]), fps, waveform, rate
+    )
+
+
+def write_mp4_stream(
+    path: str | Path,
+    frames: Iterable[torch.Tensor],
+    count: int,
+    size: tuple[int, int],
+    fps: float,
+    waveform: torch.Tensor,
+    rate: int,
+) -> None:
+    """As `write_mp4`, of frames uint8 `[f, H, W, 3]` that are made as they are written.
+
+    Args:
+        count: of all frames.
+        size: width and height.
+    """
+    path = check_output(path)
+    width, height = size
+    if width % 2 or height % 2:
+        raise UserError(f"frames are {width}x{height}, H.264 needs even sizes; cut one pixel")
     if not 1 <= fps <= MAX_FPS:
         raise UserError(f"the frame rate is {fps:g}, expected 1 to {MAX_FPS}")
     if rate not in AAC_RATES:
@@ -224,23 +243,32 @@ def write_mp4(path: str | Path, frames: torch.Tensor, fps: float, waveform: torc
         raise UserError(f"the audio is {list(waveform.shape)}, expected [n] or [channels, n], mono or stereo")
     if not torch.isfinite(wave).all():
         raise UserError("the audio has samples that are not numbers (NaN or infinite); nothing was written")
-    n = round(len(frames) / fps * rate)
+    n = round(count / fps * rate)
     wave = F.pad(wave.clamp(-1, 1), (0, max(0, n - wave.shape[1])))[:, :n]
     try:
         with replacing(path, path.suffix.lower()) as part:
-            _encode(part, frames, Fraction(fps).limit_denominator(1001), wave.numpy(), rate)
+            pictures = (picture for some in frames for picture in some)
+            _encode(part, pictures, count, size, Fraction(fps).limit_denominator(1001), wave.numpy(), rate)
     except (OSError, FFmpegError) as error:
         raise _write_error(path, error) from error
 
 
-def _encode(path: Path, frames: torch.Tensor, fps: Fraction, wave: np.ndarray, rate: int) -> None:
+def _encode(
+    path: Path,
+    frames: Iterable[torch.Tensor],
+    count: int,
+    size: tuple[int, int],
+    fps: Fraction,
+    wave: np.ndarray,
+    rate: int,
+) -> None:
     options = {} if path.suffix == ".mkv" else {"movflags": "+faststart"}
     layout = ("mono", "stereo")[len(wave) - 1]
     with av.open(path, "w", options=options) as container:
         # x264's macroblock tree reads unset memory at widths off 128: the same frames, another file
         options = {"crf": "17", "x264-params": "mbtree=0"}
         video = container.add_stream("libx264", rate=fps, options=options)
-        video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        video.width, video.height, video.pix_fmt = *size, "yuv420p"
         context = video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = BT709
         audio = container.add_stream("aac", rate=rate, layout=layout)
@@ -250,7 +278,7 @@ def _encode(path: Path, frames: torch.Tensor, fps: Fraction, wave: np.ndarray, r
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
             frame.pts, frame.time_base = i, 1 / fps
             container.mux(video.encode(frame))
-            start, end = i * wave.shape[1] // len(frames), (i + 1) * wave.shape[1] // len(frames)
+            start, end = i * wave.shape[1] // count, (i + 1) * wave.shape[1] // count
             samples = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, start:end]), "fltp", layout)
             samples.rate, samples.pts, samples.time_base = rate, start, Fraction(1, rate)
             container.mux(audio.encode(samples))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,29 @@ class WanVAE:
         raw = latent.to(self.model.device, torch.float32) * self.std + self.mean
         with called(self.model.decoder, lambda done: on_frame and on_frame(done, latent.shape[2])):
             return self.model.decode(raw.to(self.model.dtype)).sample.float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def decode_stream(self, latents: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """`decode` of a clip of any length, to rounding, in the memory of one latent frame.
+
+        Args:
+            latents: `[B, 48, t, h, w]`, one after the other in time.
+
+        Yields:
+            float32 `[B, 3, f, 16h, 16w]` in -1..1 for each latent frame, f = 1 for the first, then 4.
+        """
+        from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+
+        decoder = self.model.decoder
+        seen = [None] * sum(isinstance(part, WanCausalConv3d) for part in decoder.modules())
+        first = True
+        for latent in latents:
+            for frame in latent.split(1, dim=2):
+                raw = frame.to(self.model.device, torch.float32) * self.std + self.mean
+                x = self.model.post_quant_conv(raw.to(self.model.dtype))
+                x = decoder(x, feat_cache=seen, feat_idx=[0], first_chunk=first)
+                yield unpatchify(x, self.model.config.patch_size).float().clamp(-1, 1)
+                first = False
 
 
 def load_vae(

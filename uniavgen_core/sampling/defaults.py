@@ -52,7 +52,9 @@ class Guidance:
 class SamplingDefaults:
     """How a model is sampled unless someone says otherwise; the defaults are those of the released one.
 
-    `frames` (4n + 1 at 16 fps) and `short_side` in pixels are what the model was made for.
+    `frames` (4n + 1 at 16 fps) and `short_side` in pixels are what the model was made for. Of a script
+    (`long_speech`): `keep_voice`, whether the first part's voice is the reference voice of the others;
+    `tail`, how many latent frames of the part before open a part.
     """
 
     guidance: Guidance = Guidance()
@@ -61,3 +63,5 @@ class SamplingDefaults:
     frames: int = 81
     short_side: int = 736
     seed: int = 2025
+    keep_voice: bool = True
+    tail: int = 3

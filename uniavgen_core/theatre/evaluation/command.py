@@ -54,6 +54,15 @@ def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, we
     p.add_argument("--json", action="store_true", help="print every clip as JSON")
     p.set_defaults(run=_folder)
 
+    p = actions.add_parser("script", help="let held-out faces speak scripts, measure the parts and seams")
+    p.add_argument("--out", required=True, help="folder of results and clips; run again to go on")
+    p.add_argument("--people", type=int, default=16, help="held-out faces")
+    p.add_argument("--first", type=int, default=0, help="the first of them; processes can share the work")
+    p.add_argument("--sentences", type=int, default=8, help="of each script, 2 s each")
+    p.add_argument("--recogniser", help="default: the embedded one")
+    add_weights(p)
+    p.set_defaults(run=resumable(_script), weights=weights)
+
     p = actions.add_parser("vocoder", help="measure a vocoder on real mels; without a file Griffin-Lim")
     p.add_argument("vocoder", nargs="?", help="BigVGAN")
     p.add_argument("--clips", type=int, default=64, help="held-out recordings")
@@ -210,6 +219,30 @@ def _folder_line(row: dict) -> str:
         lag = "none" if row["lag"] is None else f"{row['lag']:+d}"
         return f"{line}, sync r {row['sync']:.3f}, best lag {lag}, heard {row['heard']!r}"
     return f"{line}, no puppet's mouth found: lips and words not measured" if "puppet" in row else line
+
+
+def _script(options: argparse.Namespace) -> int:
+    _need_packages()
+    from pathlib import Path
+
+    from tqdm import tqdm
+
+    from ...errors import UserError
+    from .recogniser import EMBEDDED_FILE, load_recogniser
+    from .scripts import run
+
+    if options.people < 1 or options.sentences < 2:
+        raise UserError("a script takes --people 1 or more and --sentences 2 or more")
+    values = run(
+        options.weights(options),
+        load_recogniser(options.recogniser or EMBEDDED_FILE),
+        Path(options.out),
+        list(range(options.first, options.first + options.people)),
+        options.sentences,
+        on_part=lambda index, count: tqdm.write(f"part {index + 1} of {count}", file=sys.stderr),
+    )
+    print(json.dumps(values, indent=2))
+    return 0
 
 
 def _vocoder(options: argparse.Namespace) -> int:

@@ -91,7 +91,7 @@ class Evaluation:
 
     def run(self, name: str) -> None:
         """Measure what is missing of run `name`."""
-        with _Lines(self.out / "runs" / f"{name}.jsonl", self.about) as lines:
+        with Results(self.out / "runs" / f"{name}.jsonl", self.about) as lines:
             for indices in self._batches({row["index"] for row in lines.rows}):
                 for row in self.rows(name, indices):
                     lines.add(row)
@@ -100,7 +100,7 @@ class Evaluation:
     def grid(self, s_v: tuple[float, ...] = GRID, s_a: tuple[float, ...] = GRID) -> None:
         """Joint clips at every pair of scales that is missing, MA-CFG, the same noise everywhere."""
         about = {k: v for k, v in self.about.items() if k not in ("s_v", "s_a")} | {"clips": self.clips}
-        with _Lines(self.out / "grid.jsonl", about) as lines:
+        with Results(self.out / "grid.jsonl", about) as lines:
             done = {(row["s_v"], row["s_a"]) for row in lines.rows}
             for v, a in ((v, a) for v in s_v for a in s_a if (v, a) not in done):
                 point = replace(self, guidance=replace(self.guidance, s_v=v, s_a=a), show=0)
@@ -198,7 +198,7 @@ class Evaluation:
             yield missing[start : start + self.batch]
 
 
-class _Lines:
+class Results:
     """A jsonl file that grows by whole lines, from several processes too; the first says what it is about.
 
     Raises:
@@ -219,7 +219,7 @@ class _Lines:
         if found is None:
             self._write(about)
 
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> Results:
         return self
 
     def __exit__(self, *error) -> None:
