@@ -19,8 +19,10 @@ from torch import Tensor
 
 from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.model.cache import Cache
-from ..uniavgen_core.model.inputs import ActiveParts
+from ..uniavgen_core.model.inputs import ActiveParts, Velocity
+from ..uniavgen_core.sampling.defaults import DEFAULT_PRESET, PRESETS, Savings, find_preset
 from ..uniavgen_core.sampling.guidance import Guidance
+from ..uniavgen_core.sampling.passes import Passes
 from ..uniavgen_core.sampling.sampler import schedule
 from ..uniavgen_core.threads import fitting_threads
 from . import cfg_functions
@@ -29,6 +31,24 @@ from .preview import preview_callback
 from .types import CATEGORY, tell_running_node
 
 MAX_LAYER = 29
+# The host's samplers that add no noise and call the model once a step: the step cache is right for them.
+CACHED_SAMPLERS = frozenset(
+    f"sample_{name}"
+    for name in (
+        "euler",
+        "euler_cfg_pp",
+        "dpmpp_2m",
+        "dpmpp_2m_cfg_pp",
+        "lms",
+        "ipndm",
+        "ipndm_v",
+        "deis",
+        "res_multistep",
+        "res_multistep_cfg_pp",
+        "gradient_estimation",
+        "gradient_estimation_cfg_pp",
+    )
+)
 LAST_TIME = 0.999  # from the first to the last time of a schedule, before its shift and the 0 at its end
 
 
@@ -41,9 +61,21 @@ class MACFGGuider(comfy.samplers.CFGGuider):
 
     What stays the same between the steps of a run is computed once and dropped when the run ends, however
     it ends. Known frames come back exactly as they were given.
+
+    A distilled model is told the scales and has no null pass.
+
+    `savings`: passes that are left out, as `Passes` decides from the time of each call. So they are the same
+    for a whole schedule and for its parts, but for the first call of a part, which runs both passes. The step
+    cache is left out, and named, with samplers other than `CACHED_SAMPLERS`.
     """
 
-    def __init__(self, model, guidance: Guidance, face_masks: FaceMasks | None = None):
+    def __init__(
+        self,
+        model,
+        guidance: Guidance,
+        face_masks: FaceMasks | None = None,
+        savings: Savings = Savings(),  # noqa: B008 (frozen)
+    ):
         if not isinstance(model.model, UniAVGen):
             raise UserError(
                 f"model is a {type(model.model).__name__}, expected UniAVGen; use UniAVGen Load Model"
@@ -51,6 +83,7 @@ class MACFGGuider(comfy.samplers.CFGGuider):
         super().__init__(model)
         flow_shift(model.get_model_object("model_sampling"))
         self.guidance, self.face_masks = guidance.for_layers(model.model.core_config.layers), face_masks
+        self.savings, self.passes = savings, None
         self.cfg = self._cfg = float(max(guidance.s_v, guidance.s_a))
         self.caches: dict[tuple[str, int], dict[torch.device, Cache]] = {}
         self.ignored: set[str] = set()
@@ -74,15 +107,27 @@ class MACFGGuider(comfy.samplers.CFGGuider):
             )
         if denoise_mask is not None:
             _check_masks(denoise_mask, streams)
-        self.ignored = set()
+        self.ignored, self.passes = set(), None
+        savings = self.savings
+        if savings.cache and not _takes_cache(sampler):
+            self.ignored.add(
+                f"the step cache ({_sampler_name(sampler)} adds noise or has several calls a step)"
+            )
+            savings = replace(savings, cache=0.0)
+        self._savings_now = savings
         patcher = self.model_patcher
         try:
             with fitting_threads(patcher.model, patcher.load_device):
                 sampled = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         finally:
-            self.caches = {}
+            passes, self.caches, self.passes = self.passes, {}, None
+        notes = []
+        if passes is not None and savings != Savings():
+            notes.append(f"{passes.runs} passes of the model in {len(sigmas) - 1} steps")
         if self.ignored:
-            tell_running_node(f"without effect on this model: {', '.join(sorted(self.ignored))}")
+            notes.append(f"without effect on this model: {', '.join(sorted(self.ignored))}")
+        if notes:
+            tell_running_node("; ".join(notes))
         return _with_known(sampled, latent_image, denoise_mask)
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
@@ -90,20 +135,33 @@ class MACFGGuider(comfy.samplers.CFGGuider):
         model_options = model_options | {"transformer_options": options}
         # CFG Override puts another number into self.cfg
         scales = (self.guidance.s_v, self.guidance.s_a) if self.cfg is self._cfg else (self.cfg, self.cfg)
-        positive, negative = self._run("positive", face_masks=self.face_masks), None
-        if scales != (1.0, 1.0) or model_options.get("disable_cfg1_optimization", False):
-            interacts = self._null_interacts(timestep, options["sample_sigmas"])
-            negative = self._run(
-                "negative", active=ActiveParts(interacts, interacts, self.guidance.skip_layers)
-            )
-        conds = [positive, negative]
-        if "sampler_calc_cond_batch_function" in model_options:
-            args = {"conds": conds, "input": x, "sigma": timestep, "model": self.inner_model}
-            passes = model_options["sampler_calc_cond_batch_function"](
-                args | {"model_options": model_options}
-            )
+        place = self._place(timestep, options["sample_sigmas"])
+        interacts = self.guidance.null_interacts(*place)
+        told = scales if self.inner_model.core_config.distilled else None
+        if told is not None:
+            scales = (1.0, 1.0)
+        guided = scales != (1.0, 1.0) or model_options.get("disable_cfg1_optimization", False)
+        positive = self._run("positive", face_masks=self.face_masks, scales=told)
+        active = ActiveParts(interacts, interacts, self.guidance.skip_layers)
+        negative = self._run("negative", active=active) if guided else None
+
+        def run(full: bool, null: bool) -> list[Tensor]:
+            conds = [positive if full else None, negative if null else None]
+            if "sampler_calc_cond_batch_function" in model_options:
+                args = {"conds": conds, "input": x, "sigma": timestep, "model": self.inner_model}
+                return model_options["sampler_calc_cond_batch_function"](
+                    args | {"model_options": model_options}
+                )
+            return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
+
+        if self.passes is None:
+            self.passes = Passes(self._savings_now, positive[0]["model_conds"]["run"].cond.conditioned)
+        if self._savings_now == Savings():
+            passes = run(True, guided)
         else:
-            passes = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
+            passes = self._saved(x, timestep, place, guided, interacts, run)
+            negative = negative if len(passes) == 2 else None
+            passes = [passes[0], passes[-1]]
         step = cfg_functions.Step(
             self.inner_model,
             x,
@@ -135,23 +193,54 @@ class MACFGGuider(comfy.samplers.CFGGuider):
             )
         return conds
 
-    def _null_interacts(self, timestep: Tensor, sigmas: Tensor) -> bool:
-        """Whether the null pass of this step keeps the interaction on.
+    def _saved(self, x, timestep, place: tuple[int, int], guided: bool, interacts: bool, run) -> list[Tensor]:
+        """The denoised packs of the full pass and, where the step is guided, of the null pass.
 
-        In a run of a whole schedule by the number of the step. A part of one (Split Sigmas) does not show
-        how many steps there are, so there by the time of the step, as if the whole were evenly spaced under
-        the shift of the MODEL, which is what UniAVGen Scheduler makes.
+        Passes that are left out are made of earlier ones, as velocities.
+        """
+        sigma = timestep.to(x).clamp(min=1e-6).view(-1, *[1] * (x.ndim - 1))
+        shapes, passes = self.inner_model.latent_shapes, self.passes
+
+        def velocity(pack: Tensor) -> Velocity:
+            video, audio = comfy.utils.unpack_latents(pack, shapes)
+            return Velocity(video, audio.transpose(1, 2), {})
+
+        here = velocity(x)
+        needed = passes.needed(here.video, here.audio, timestep, *place, guided, interacts)
+        made = [(x - out) / sigma for out in run(*needed)] if needed.full else [None, None]
+        found = passes.completed(
+            velocity(made[0]) if needed.full else None, velocity(made[1]) if needed.null else None
+        )
+        packs = [
+            comfy.utils.pack_latents([v.video, v.audio.transpose(1, 2)])[0] for v in found if v is not None
+        ]
+        return [x - pack * sigma for pack in packs]
+
+    def _place(self, timestep: Tensor, sigmas: Tensor) -> tuple[int, int]:
+        """The step of this call, from 0, and how many there are in the whole run.
+
+        A part of a schedule (Split Sigmas) does not show how many steps there are, so there by the time of
+        the step, as if the whole were evenly spaced under the shift of the MODEL, which is what UniAVGen
+        Scheduler makes.
         """
         step, steps = _step(sigmas, timestep), len(sigmas) - 1
         if sigmas[0] > 0.999 and sigmas[-1] == 0:
-            return self.guidance.null_interacts(step, steps)
+            return step, steps
         shift = flow_shift(self.model_patcher.get_model_object("model_sampling"))
-        now, after = (
-            float(s / (shift - (shift - 1) * s)) for s in sigmas[[step, min(step + 1, steps)]].double()
-        )
-        width = max(now - after, 1e-6)
-        whole = round(LAST_TIME / width) + 1
-        return self.guidance.null_interacts(round((1 - now) / width), whole)
+        even = sigmas.double() / (shift - (shift - 1) * sigmas.double())
+        now = float(even[step])
+        measured = step - 1 if step and step + 1 == steps else step  # the last step of a schedule is short
+        width = max(float(even[measured] - even[measured + 1]), 1e-6)
+        return round((1 - now) / width), round(LAST_TIME / width) + 1
+
+
+def _takes_cache(sampler) -> bool:
+    options = getattr(sampler, "extra_options", {})
+    return _sampler_name(sampler) in CACHED_SAMPLERS and not options.get("s_churn")
+
+
+def _sampler_name(sampler) -> str:
+    return getattr(getattr(sampler, "sampler_function", sampler), "__name__", type(sampler).__name__)
 
 
 def _check_masks(mask: Tensor | NestedTensor, streams: list[Tensor]) -> None:
@@ -311,6 +400,65 @@ def _steps() -> io.Input:
     )
 
 
+def _preset() -> io.Input:
+    return io.Combo.Input(
+        "preset",
+        options=list(PRESETS),
+        default=DEFAULT_PRESET,
+        optional=True,
+        tooltip="Fewer passes of the model. exact: every pass of every step. standard: nothing measurable is "
+        "lost. draft: the fastest look at a clip. For what each costs and saves see docs/fewer-passes.md.",
+    )
+
+
+def _savings() -> list:
+    return [
+        io.Int.Input(
+            "reuse",
+            default=1,
+            min=1,
+            max=100,
+            optional=True,
+            advanced=True,
+            tooltip="The null pass runs at every so many steps only, its last effect serves the others. 1: "
+            "at each step, 2: a quarter fewer passes. With any sampler.",
+        ),
+        io.Float.Input(
+            "reuse_after",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            advanced=True,
+            tooltip="Share of the steps, from the first, in which the null pass runs at each step whatever "
+            "reuse says.",
+        ),
+        io.Float.Input(
+            "null_until",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            advanced=True,
+            tooltip="Share of the steps after which there is no null pass and no guidance. 1: guidance to "
+            "the end.",
+        ),
+        io.Float.Input(
+            "cache",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="Steps are left out while video and audio are each expected to change by less than this, "
+            "such as 0.1. 0: never. For samplers that add no noise and call the model once a step.",
+        ),
+    ]
+
+
 def _model_and_texts() -> list:
     return [
         io.Model.Input("model", tooltip="From UniAVGen Load Model, LoRAs and compile included."),
@@ -349,13 +497,27 @@ class Guider(io.ComfyNode):
             category=CATEGORY,
             description="Modality-aware guidance (MA-CFG) for Sampler Custom Advanced: one null pass serves "
             "video and audio, each with its own scale.",
-            inputs=[*_model_and_texts(), *_sliders(), *_details()],
+            inputs=[*_model_and_texts(), *_sliders(), *_details(), *_savings()],
             outputs=[io.Guider.Output(tooltip="For Sampler Custom Advanced.")],
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, s_v, s_a, interval, skip_layer) -> io.NodeOutput:
-        guider = MACFGGuider(model, guidance(s_v, s_a, interval, skip_layer))
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        s_v,
+        s_a,
+        interval,
+        skip_layer,
+        reuse=1,
+        reuse_after=0.0,
+        null_until=1.0,
+        cache=0.0,
+    ) -> io.NodeOutput:
+        savings = Savings(reuse, reuse_after, null_until, cache)
+        guider = MACFGGuider(model, guidance(s_v, s_a, interval, skip_layer), savings=savings)
         guider.set_conds(positive, negative)
         return io.NodeOutput(guider)
 
@@ -394,17 +556,30 @@ class Sampler(io.ComfyNode):
             category=CATEGORY,
             description="Guider, schedule and Euler steps on one node. Turning a slider and queueing again "
             "repeats only this and what follows; the encoders stay cached.",
-            inputs=_run(_sliders(), "The same seed gives the same clip."),
+            inputs=[*_run(_sliders(), "The same seed gives the same clip."), _preset()],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For UniAVGen Split Video and Audio.")],
         )
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent, s_v, s_a, seed, steps, interval, skip_layer, shift
+        cls,
+        model,
+        positive,
+        negative,
+        latent,
+        s_v,
+        s_a,
+        seed,
+        steps,
+        interval,
+        skip_layer,
+        shift,
+        preset=DEFAULT_PRESET,
     ) -> io.NodeOutput:
-        guider = MACFGGuider(model, guidance(s_v, s_a, interval, skip_layer))
+        chosen = find_preset(preset)
+        guider = MACFGGuider(model, guidance(s_v, s_a, interval, skip_layer), savings=chosen.savings)
         guider.set_conds(positive, negative)
-        sigmas = schedule(steps, model_shift(model, shift)) / 1000
+        sigmas = schedule(chosen.steps(steps), model_shift(model, shift)) / 1000
         return io.NodeOutput(sample(guider, latent, sigmas, seed))
 
 

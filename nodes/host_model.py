@@ -51,13 +51,15 @@ class FaceMasks(dict):
 class Pass:
     """How one forward runs. An object of its own: the host compares and batches only equal ones.
 
-    `caches`: one for each device, for the host may run the passes on several.
+    `caches`: one for each device, for the host may run the passes on several. `scales`: s_v and s_a, which a
+    distilled model is told.
     """
 
     conditioned: Conditioned
     active: ActiveParts
     caches: dict[torch.device, Cache] | None = None
     face_masks: FaceMasks | None = None
+    scales: tuple[float, float] | None = None
 
 
 class HostDiT(DualBranchDiT):
@@ -114,6 +116,7 @@ class HostDiT(DualBranchDiT):
             attention=_host_attention(transformer_options),
             audio_attention=attention_pytorch,  # quantised attention garbles the audio branch
             on_layer=partial(transformer_options.__setitem__, "block_index"),
+            scales=None if run.scales is None else timestep.new_tensor([run.scales]).expand(len(timestep), 2),
         )
         if run.face_masks is not None:
             run.face_masks.update(out.face_masks)

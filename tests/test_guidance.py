@@ -24,7 +24,7 @@ VOICE = condition(
 class Recorder:
     """Stands in for the model: keeps what it was asked, answers with noise of its own."""
 
-    dtype = torch.float32
+    dtype, config = torch.float32, TINY
 
     def __init__(self):
         self.calls, self.answers = [], []

@@ -68,7 +68,9 @@ class Table:
         case = self._case(example)
         for sampler, steps in runs:
             video, audio = self._sampled(case, sampler, steps)
-            made = sampling._decode(self.pipeline, [example], "joint", video, audio)[0]
+            made = sampling._decode(
+                self.pipeline, [example], "joint", core("sampling.sampler").Sample(video, audio, {})
+            )[0]
             heard = self.recogniser.transcribe(torch.from_numpy(made.waveform[None]))[0]
             recogniser, metrics = core("theatre.evaluation.recogniser"), core("theatre.evaluation.metrics")
             said = example.clip.transcript

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from .errors import UserError  # torch is imported by the commands that need it: `--help` answers at once
 from .modes import MODES
-from .sampling.defaults import SamplingDefaults
+from .sampling.defaults import DEFAULT_PRESET, PRESETS, SamplingDefaults
 from .theatre import command as theatre
 from .theatre.evaluation.command import add_parser as add_eval
 from .training.command import add_parser as add_train
 
 if TYPE_CHECKING:
-    from .sampling.defaults import Guidance
+    from .sampling.defaults import Guidance, Savings
 
 DTYPES = ("fp32", "bf16", "fp16")
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "calculation overflowed")
@@ -160,6 +160,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--steps", type=int, help=f"(default {d.steps})")
     p.add_argument("--shift", type=float, help=f"(default {d.shift:g})")
+    p.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help=f"fewer passes of the model, see docs/fewer-passes.md (default {DEFAULT_PRESET})",
+    )
+    _add_savings(p)
     p.add_argument("--seed", type=int, help=f"-1 draws one and prints it (default {d.seed})")
     _add_weights(p)
     p.add_argument("--json", action="store_true", help="print what was made as JSON")
@@ -208,6 +214,29 @@ def _frames(text: str) -> int | str:
         return text if text == "auto" else int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number and not auto") from error
+
+
+def _add_savings(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--reuse",
+        type=int,
+        help="run the null pass at every so many steps only; this and the next three replace the preset's",
+    )
+    p.add_argument("--reuse-after", type=float, help="share of the steps, from the first, without --reuse")
+    p.add_argument("--null-until", type=float, help="share of the steps after which there is no guidance")
+    p.add_argument(
+        "--cache",
+        type=float,
+        help="leave out steps while video and audio are each expected to change by less, such as 0.1",
+    )
+
+
+def _savings(options: argparse.Namespace) -> Savings | None:
+    from .sampling.defaults import Savings
+
+    given = {name: getattr(options, name) for name in ("reuse", "reuse_after", "null_until", "cache")}
+    given = {name: value for name, value in given.items() if value is not None}
+    return Savings(**given) if given else None
 
 
 def _modes_with(name: str) -> str:
@@ -280,10 +309,11 @@ def _generate(options: argparse.Namespace) -> int:
     settings = weights.settings()
     names = (
         "mode out caption negative_caption image video audio voice voice_text language "
-        "frames prefix_frames edit_start edit_end edit short_side steps shift seed"
+        "frames prefix_frames edit_start edit_end edit short_side steps shift seed preset"
     )
     request = Request(
         guidance=_guidance(options, settings.guidance),
+        savings=_savings(options),
         text=options.text or "",
         **{name: getattr(options, name) for name in names.split()},
     )
@@ -301,6 +331,7 @@ def _generate(options: argparse.Namespace) -> int:
         bar.update()
 
     def on_step(done: int, steps: int) -> None:
+        bar.total = steps
         bar.update()
 
     callbacks = {"on_stage": on_stage, "on_step": on_step, "on_decoded": on_decoded}

@@ -26,7 +26,7 @@ from .model.config import Config
 from .model.dit import DualBranchDiT
 from .model.inputs import TextConditioning
 from .modes import MODES
-from .sampling.defaults import Guidance, SamplingDefaults
+from .sampling.defaults import Guidance, SamplingDefaults, Savings, find_preset
 from .sampling.guidance import speech_features
 from .sampling.sampler import Sample, sample, schedule
 from .weights.checkpoint import load_model
@@ -112,6 +112,8 @@ class Request:
     "auto": as long as the text needs.
     `short_side` (a multiple of 32), `guidance`, `steps`, `shift` and `seed` default to the
     `Weights.settings` of the weights; seed -1 draws one.
+    `preset`: one of `sampling.defaults.PRESETS`, which takes its share of `steps`; `savings`: passes that
+    are left out, in place of the preset's.
     `prefix_frames`: how many frames of a video a continuation keeps, by default half the clip.
     `edit_start`, `edit_end` in seconds, `edit` ("both", "video", "audio"): what edit makes anew.
     """
@@ -137,6 +139,8 @@ class Request:
     steps: int | None = None
     shift: float | None = None
     seed: int | None = None
+    preset: str | None = None
+    savings: Savings | None = None
 
     def completed(self, defaults: SamplingDefaults) -> CompletedRequest:
         """The request with the model's defaults where it has no values of its own, before any file is read.
@@ -167,16 +171,18 @@ class Request:
                 )
             frames = duration.frames_for_text(self.text)
             notes.append(f"{frames} frames ({frames / FPS:.2f} s) for the text")
+        preset = find_preset(self.preset)
         done = CompletedRequest(
             self,
             mode,
             frames=frames,
             short_side=chosen("short_side"),
             guidance=chosen("guidance"),
-            steps=chosen("steps"),
+            steps=preset.steps(chosen("steps")),
             shift=chosen("shift"),
             seed=seed,
             defaults=defaults,
+            savings=preset.savings if self.savings is None else self.savings,
             notes=notes,
         )
         done.check()
@@ -211,6 +217,7 @@ class CompletedRequest:
     shift: float
     seed: int
     defaults: SamplingDefaults
+    savings: Savings
     notes: list[str] = field(default_factory=list)
 
     def check(self) -> None:
@@ -509,7 +516,7 @@ class Result:
     def to_dict(self) -> dict:
         """JSON-ready: everything but the latents."""
         values = {k: v for k, v in self.__dict__.items() if k != "sample"}
-        return {**values, "fps": FPS, "sample_rate": mel.SAMPLE_RATE}
+        return {**values, "passes": self.sample.passes, "fps": FPS, "sample_rate": mel.SAMPLE_RATE}
 
 
 def prepare_task(pipeline: Pipeline, inputs: Inputs) -> Task:
@@ -604,6 +611,7 @@ def generate(
                 completed.seed,
                 on_step=on_step,
                 cancelled=cancelled,
+                savings=completed.savings,
             )
             pipeline.model.release()
         with stage("decode"):

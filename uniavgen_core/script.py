@@ -158,7 +158,15 @@ class Speaker:
         )
         task = window.plan.task(window.video.to(self.image), pipeline.config.variant, self.image)
         made = pipeline.sample(
-            task, positive, negative, self.guidance, done.steps, done.shift, window.seed, **self.callbacks
+            task,
+            positive,
+            negative,
+            self.guidance,
+            done.steps,
+            done.shift,
+            window.seed,
+            savings=done.savings,
+            **self.callbacks,
         )
         return made.video, made.audio
 

@@ -14,7 +14,8 @@ class Config:
 
     `variant` chooses the cross-modal interaction: "released" (docs/model.md section 4), "paper" or
     "aligned" (section 5), see `variants`. `window` is the paper's w: latent frames of audio context on either
-    side.
+    side. `distilled`: the model is told the guidance scales and gives the guided velocity in one pass
+    (docs/fewer-passes.md).
 
     Raises:
         ValueError: sizes that cannot be split into heads, rotary pairs or layers.
@@ -40,6 +41,7 @@ class Config:
     patch: tuple[int, int] = (2, 2)
     window: int = 1
     eps: float = 1e-6
+    distilled: bool = False
 
     def __post_init__(self):
         if self.variant not in get_args(Variant):
@@ -70,7 +72,8 @@ class Config:
 
     def to_dict(self) -> dict:
         """Plain JSON-ready values; `Config.from_dict` reads them back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return values if self.distilled else {k: v for k, v in values.items() if k != "distilled"}
 
     @classmethod
     def from_dict(cls, values: dict) -> Config:

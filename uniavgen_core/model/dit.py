@@ -16,7 +16,7 @@ from .cache import Cache, Constants, Stage, get_or_compute
 from .config import Config
 from .inputs import ActiveParts, Conditioned, References, TextConditioning, Velocity, check
 from .interaction import Interaction, interact, plan_interaction
-from .layers import Attention, Block, Head, embed_time, sdpa, uncompiled
+from .layers import Attention, Block, Head, embed_scales, embed_time, sdpa, uncompiled
 from .speech_encoder import SpeechEncoder
 from .v2a import V2A
 from .variants import VARIANTS
@@ -63,6 +63,9 @@ class DualBranchDiT(nn.Module):
         self.v2a_blocks = nn.ModuleList(V2A(c, ops, **factory) for _ in c.interaction_layers)
         self.head = Head(d, outputs, c.eps, ops, **factory)
         self.head_audio = Head(a, c.audio_channels, c.eps, ops, **factory)
+        if c.distilled:
+            self.guidance_embedding = nn.Sequential(linear(2, d), nn.SiLU(), linear(d, d))
+            self.guidance_embedding_audio = nn.Sequential(linear(2, a), nn.SiLU(), linear(a, a))
         if VARIANTS[c.variant].zero_init and ops is nn and self.audio_padding.device.type != "meta":
             for interaction in self.interactions():
                 zero_output(interaction.a2v)
@@ -93,6 +96,7 @@ class DualBranchDiT(nn.Module):
         attention: Attention = sdpa,
         audio_attention: Attention = sdpa,
         on_layer: Callable[[int], None] = lambda layer: None,
+        scales: Tensor | None = None,
     ) -> Velocity:
         """The velocity of both latents at one time.
 
@@ -104,6 +108,7 @@ class DualBranchDiT(nn.Module):
             cache: of this run and these texts, see `Cache`.
             attention, audio_attention: see `Attention`; the second serves the audio branch and A2V.
             on_layer: called with the number of each layer before its blocks are run.
+            scales: `[B, 2]`, s_v and s_a; for a distilled model alone, which takes 1 and 1 without them.
 
         A branch that is conditioned whole is read without a gradient: its blocks learn nothing of the other.
 
@@ -113,6 +118,10 @@ class DualBranchDiT(nn.Module):
         if conditioned is None:
             conditioned = Conditioned.none(video.shape[2], audio.shape[1])
         check(self.config, video, audio, time, text, references, conditioned)
+        if scales is not None and not self.config.distilled:
+            raise ValueError("scales are given to a model that is not distilled")
+        if scales is None and self.config.distilled:
+            scales = time.new_ones(len(time), 2)
         conditioned = Conditioned(conditioned.video.cpu(), conditioned.audio.cpu())
         kept = Cache() if cache is None else cache
         constants = kept.constants = kept.constants or self._constants(video, audio, text, references)
@@ -124,9 +133,11 @@ class DualBranchDiT(nn.Module):
         stages = self._stages(active.skip_layers)
 
         with gradient(not conditioned.video.all()):
-            v = self._embed_video(video, time, references, conditioned, constants, attention)
+            v = self._embed_video(video, time, references, conditioned, constants, attention, scales)
         with gradient(not conditioned.audio.all()):
-            a = self._embed_audio(audio, time, text, references, conditioned, constants, audio_attention)
+            a = self._embed_audio(
+                audio, time, text, references, conditioned, constants, audio_attention, scales
+            )
         if cache is not None:
             v, a = cache.replayed(v, a, conditioned, active.skip_layers, stages, plan.rotary)
         face_masks: dict[int, Tensor] = {}
@@ -180,6 +191,7 @@ class DualBranchDiT(nn.Module):
         conditioned: Conditioned,
         constants: Constants,
         attention: Attention,
+        scales: Tensor | None,
     ) -> VideoBranch:
         c = self.config
         x = torch.cat((references.image, video), dim=2)
@@ -188,11 +200,12 @@ class DualBranchDiT(nn.Module):
             x = F.pad(x, (0, columns, 0, rows, 0, 0), mode="replicate")
         x = self.patch_embedding(x)  # [B, D, T + 1, H / 2, W / 2]
         clean = F.pad(conditioned.video, (1, 0), value=True)  # the reference image and what is conditioned
+        guide = None if scales is None else embed_scales(self.guidance_embedding, scales)
         return VideoBranch(
             tokens=x.flatten(2).transpose(1, 2).float(),
             blocks=self.blocks,
             head=self.head,
-            time=embed_time(self.time_embedding, self.time_projection, c.freq_dim, time, clean),
+            time=embed_time(self.time_embedding, self.time_projection, c.freq_dim, time, clean, guide),
             rotary=constants.video_rotary,
             text_kv=constants.caption_kv,
             attention=attention,
@@ -212,6 +225,7 @@ class DualBranchDiT(nn.Module):
         conditioned: Conditioned,
         constants: Constants,
         attention: Attention,
+        scales: Tensor | None,
     ) -> AudioBranch:
         c = self.config
         x = audio if references.mel is None else torch.cat((references.mel, audio), dim=1)
@@ -230,11 +244,14 @@ class DualBranchDiT(nn.Module):
         clean = torch.cat((torch.full((before,), reference_clean), conditioned.audio))
         if clean.all() or not clean.any():
             clean = clean[:1]  # one time for all tokens
+        guide = None if scales is None else embed_scales(self.guidance_embedding_audio, scales)
         return AudioBranch(
             tokens=tokens,
             blocks=self.audio_blocks,
             head=self.head_audio,
-            time=embed_time(self.time_embedding_audio, self.time_projection_audio, c.freq_dim, time, clean),
+            time=embed_time(
+                self.time_embedding_audio, self.time_projection_audio, c.freq_dim, time, clean, guide
+            ),
             rotary=constants.audio_rotary,
             text_kv=constants.speech_kv,
             attention=attention,

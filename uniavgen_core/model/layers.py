@@ -70,12 +70,27 @@ class TimeEmbedding(NamedTuple):
     projection: Tensor  # e0 [B, G, 6, D]
 
 
+def embed_scales(embed: nn.Sequential, scales: Tensor) -> Tensor:
+    """Guidance scales `[B, 2]` (s_v, s_a) -> float32 `[B, D]`, to be added to the time embedding."""
+    return linear_float32(embed[2], F.silu(linear_float32(embed[0], scales - 1)))
+
+
 def embed_time(
-    embed: nn.Sequential, project: nn.Sequential, width: int, time: Tensor, clean: Tensor
+    embed: nn.Sequential,
+    project: nn.Sequential,
+    width: int,
+    time: Tensor,
+    clean: Tensor,
+    scales: Tensor | None = None,
 ) -> TimeEmbedding:
-    """Two times at most: that of the step and 0 where `clean` (bool `[G]`, on the CPU)."""
+    """Two times at most: that of the step and 0 where `clean` (bool `[G]`, on the CPU).
+
+    `scales` `[B, D]`: of `embed_scales`, added to the time of the step.
+    """
     times = torch.cat((time, time.new_zeros(1)))
     e = linear_float32(embed[2], F.silu(linear_float32(embed[0], sinusoid(times, width))))
+    if scales is not None:
+        e = torch.cat((e[:-1] + scales, e[-1:]))
     e0 = linear_float32(project[1], F.silu(e)).unflatten(-1, (6, -1))
 
     def spread(x: Tensor) -> Tensor:  # [B + 1, ...] -> [B, G, ...]

@@ -49,6 +49,67 @@ class Guidance:
 
 
 @dataclass(frozen=True)
+class Savings:
+    """Which passes of a run are left out and replaced by earlier ones, see `passes.Passes`; by default none.
+
+    `reuse`: the null pass runs at every so many steps only, the difference full - null of its last run serves
+    the others; in the first `reuse_after` (a share of the steps) it runs at each. From `null_until` (another
+    share) on there is no null pass and no guidance. `cache`: the largest expected relative change of the
+    velocity, of video and audio each, at which a step takes over the last one whole; 0: never.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    reuse: int = 1
+    reuse_after: float = 0.0
+    null_until: float = 1.0
+    cache: float = 0.0
+
+    def __post_init__(self):
+        if self.reuse < 1:
+            raise UserError(f"the null pass is to be reused for {self.reuse} steps; use 1 (off) or more")
+        for name in ("reuse_after", "null_until"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it is a share of the steps, 0 to 1")
+        if not 0 <= self.cache <= 1:
+            raise UserError(f"the step cache's limit is {self.cache}; use 0 (off) to 1, such as 0.1")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named price: `share` of the steps that are asked for, and the savings on them."""
+
+    share: float
+    savings: Savings
+
+    def steps(self, asked: int) -> int:
+        """Of the steps that are asked for; a number that is none stays, for the schedule to refuse."""
+        return max(1, round(self.share * asked)) if asked > 0 else asked
+
+
+PRESETS = {
+    "draft": Preset(0.5, Savings(reuse=2)),
+    "standard": Preset(1.0, Savings(reuse=2)),
+    "exact": Preset(1.0, Savings()),
+}
+"""From the fastest to the slowest; "exact" runs every pass. Measured in docs/fewer-passes.md."""
+DEFAULT_PRESET = "exact"
+
+
+def find_preset(name: str | None) -> Preset:
+    """The preset of a name, for None the default.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    preset = PRESETS.get(DEFAULT_PRESET if name is None else name)
+    if preset is None:
+        raise UserError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return preset
+
+
+@dataclass(frozen=True)
 class SamplingDefaults:
     """How a model is sampled unless someone says otherwise; the defaults are those of the released one.
 

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..model.dit import DualBranchDiT
 from ..model.inputs import TextConditioning, Velocity
 from ..model.layers import Attention, sdpa
-from .defaults import Guidance, SamplingDefaults
+from .defaults import Guidance, SamplingDefaults, Savings
 from .guidance import GuidedModel
 
 
@@ -22,11 +22,15 @@ class Cancelled(UserError):
 
 
 class Sample(NamedTuple):
-    """Latents float32: video `[B, C, T, H, W]`, audio `[B, L, bands]`; face masks of the last step."""
+    """Latents float32: video `[B, C, T, H, W]`, audio `[B, L, bands]`; face masks of the last step.
+
+    `passes`: how often the model was run.
+    """
 
     video: Tensor
     audio: Tensor
     face_masks: dict[int, Tensor]
+    passes: int = 0
 
 
 def schedule(steps: int, shift: float = SamplingDefaults.shift) -> Tensor:
@@ -50,14 +54,17 @@ def integrate(
     times: Tensor,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
     cancelled: Callable[[], bool] = lambda: False,
+    second_order: bool = False,
 ) -> Sample:
     """Euler steps along `velocity(video, audio, time [B], step, steps)`; conditioned frames run along.
+
+    `second_order`: steps of Adams and Bashforth, from the velocities of this and the last step.
 
     Raises:
         Cancelled: `cancelled()` returned true before a step.
         UserError: the velocity is not finite.
     """
-    steps, face_masks = len(times) - 1, {}
+    steps, face_masks, last = len(times) - 1, {}, None
     for i in range(steps):
         if cancelled():
             raise Cancelled(f"cancelled after {i} of {steps} steps; nothing was written")
@@ -69,9 +76,22 @@ def integrate(
                 "use bf16 or fp32 weights (fp16 can overflow) and look at the file with `uniavgen inspect`"
             )
         dt = (times[i] - times[i + 1]).to(video.device) / 1000
+        if second_order:
+            share = 0 if last is None else float((times[i] - times[i + 1]) / (times[i - 1] - times[i])) / 2
+            u, last = _ahead(u, last, share), u
         video, audio, face_masks = video - u.video * dt, audio - u.audio * dt, u.face_masks
         on_step(i + 1, steps)
     return Sample(video, audio, face_masks)
+
+
+def _ahead(now: Velocity, last: Velocity | None, share: float) -> Velocity:
+    """`now + share (now - last)`."""
+    if last is None:
+        return now
+    video, audio = (
+        torch.lerp(a, b, 1 + share) for a, b in ((last.video, now.video), (last.audio, now.audio))
+    )
+    return Velocity(video, audio, now.face_masks)
 
 
 @torch.inference_mode()
@@ -86,14 +106,15 @@ def sample(
     seed: int = SamplingDefaults.seed,
     noise: tuple[Tensor, Tensor] | None = None,
     attention: Attention = sdpa,
+    savings: Savings = Savings(),  # noqa: B008 (frozen)
     **callbacks: Any,
 ) -> Sample:
     """One clip's latents; conditioned frames come back exactly as they were given.
 
-    `noise`: video and audio, in place of that of `seed`. `callbacks`: `on_step` and `cancelled` of
-    `integrate`. The same seed gives the same clip.
+    `noise`: video and audio, in place of that of `seed`. `savings`: passes that are left out. `callbacks`:
+    `on_step` and `cancelled` of `integrate`. The same seed gives the same clip.
     """
-    velocity = GuidedModel(model, task, positive, negative, guidance or Guidance(), attention)
+    velocity = GuidedModel(model, task, positive, negative, guidance or Guidance(), attention, savings)
     video, audio = task.noise(seed) if noise is None else noise
     run = integrate(velocity, video, audio, schedule(steps, shift), **callbacks)
-    return Sample(*task.apply(run.video, run.audio), run.face_masks)
+    return Sample(*task.apply(run.video, run.audio), run.face_masks, velocity.passes.runs)

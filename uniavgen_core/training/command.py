@@ -63,6 +63,34 @@ def add_parser(
     p.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16")
     _add_run(p)
     p.set_defaults(run=resumable(_lora))
+
+    p = actions.add_parser(
+        "distil",
+        help="teach a model to need one pass a step, or fewer steps",
+        description="The student learns the guided velocity (MA-CFG) of its teacher in one pass, for a range "
+        "of scales. Defaults of the sampling are those of the weights. Run it on its own result with "
+        "--jump 2 to halve the steps.",
+    )
+    p.add_argument("--model", help="folder of shards or one safetensors file; default: the embedded model")
+    p.add_argument("--latents", required=True, help="folder of prepared clips")
+    p.add_argument("--out", required=True, help="folder of the run")
+    p.add_argument("--steps", type=int, default=1000)
+    p.add_argument("--batch", type=int, default=4)
+    add_learning_rate(p, 2e-4)
+    p.add_argument("--rank", type=int, help="a LoRA of this rank for one pair of scales, in place of a model")
+    p.add_argument("--s-v", help="range of the video's scale that is learnt, such as 1,5; one value: only it")
+    p.add_argument("--s-a", help="of the audio's scale")
+    p.add_argument("--interval", type=float, help="part of the steps in which the teacher uses MA-CFG")
+    p.add_argument("--skip-layer", type=int, help="layer the teacher's null pass leaves out; -1: none")
+    p.add_argument("--sampling-steps", type=int, help="with which the student will be sampled")
+    p.add_argument("--shift", type=float, help="with which the student will be sampled")
+    p.add_argument("--jump", type=int, default=1, help="steps of the teacher in one of the student")
+    p.add_argument("--tasks", default="joint:1", help="such as joint:4,dubbing:1")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    p.add_argument("--recompute", action="store_true", help="less memory, a third more time")
+    _add_run(p)
+    p.set_defaults(run=resumable(_distil))
     return actions
 
 
@@ -210,6 +238,76 @@ def _lora(options: argparse.Namespace) -> int:
     )
     print(result)
     return 0
+
+
+def _distil(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from .. import embedded
+    from ..sampling.defaults import SamplingDefaults
+    from .data import Latents
+    from .distil import Lesson, train_distil
+
+    defaults = SamplingDefaults() if options.model else embedded.settings()
+    guidance = defaults.guidance
+    if options.interval is not None:
+        guidance = replace(guidance, interval=options.interval)
+    if options.skip_layer is not None:
+        guidance = replace(guidance, skip_layers=() if options.skip_layer < 0 else (options.skip_layer,))
+    ranges = {}
+    for name in ("s_v", "s_a"):
+        found = _range(options, name)
+        if found is not None:
+            ranges[name] = found
+            if found[0] == found[1]:
+                guidance = replace(guidance, **{name: found[0]})
+        elif options.rank is not None:
+            ranges[name] = (getattr(guidance, name),) * 2
+    lesson = Lesson(
+        "distil",
+        options.steps,
+        options.batch,
+        options.learning_rate,
+        _weights(options.tasks),
+        warmup=min(20, options.steps),
+        decay=0.5,
+        guidance=guidance,
+        points=options.sampling_steps or defaults.steps,
+        shift_of_points=options.shift or defaults.shift,
+        jump=options.jump,
+        embedding_rate=3 * options.learning_rate,
+        **ranges,
+    )
+    result = train_distil(
+        options.model or embedded.model_file(),
+        Latents(options.latents),
+        options.out,
+        lesson,
+        options.rank,
+        options.seed,
+        options.dtype,
+        options.recompute,
+        _how(options),
+        _preview(options),
+    )
+    print(result)
+    return 0
+
+
+def _range(options: argparse.Namespace, name: str) -> tuple[float, float] | None:
+    """The two numbers of such as `--s-v 1,5`; one number is both."""
+    from ..errors import UserError
+
+    text = getattr(options, name)
+    if text is None:
+        return None
+    try:
+        low, *high = map(float, text.split(","))
+        (high,) = high or [low]
+    except ValueError as error:
+        flag = "--" + name.replace("_", "-")
+        raise UserError(f"{flag} is {text!r}; write one number or two, such as 1,5") from error
+    return low, high
 
 
 def _how(options: argparse.Namespace) -> Run:

@@ -28,10 +28,19 @@ def initialise(model: DualBranchDiT, seed: int = 0) -> DualBranchDiT:
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv3d, nn.Embedding)):
                 module.reset_parameters()
+    if model.config.distilled:
+        silence_scales(model)
     for interaction in model.interactions():
         zero_output(interaction.a2v)
         zero_output(interaction.v2a)
     return model
+
+
+def silence_scales(model: DualBranchDiT) -> None:
+    """A distilled model begins as one that does not hear what scales it is told."""
+    for embedding in (model.guidance_embedding, model.guidance_embedding_audio):
+        nn.init.zeros_(embedding[2].weight)
+        nn.init.zeros_(embedding[2].bias)
 
 
 @torch.no_grad()

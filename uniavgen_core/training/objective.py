@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from ..model.inputs import ActiveParts, Conditioned, References, TextConditionin
 from ..model.layers import Attention
 from ..sampling.guidance import speech_features
 from . import cast_ops
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 AUDIO_ALONE, VOICE_ALONE = "audio", "audio-voice"
 ALONE = (AUDIO_ALONE, VOICE_ALONE)
@@ -68,20 +71,20 @@ class Batch:
         """What the log says of this step."""
         return {"task": self.mode, "interaction": self.interaction}
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Self:
         return self._each(lambda x: x.to(device) if isinstance(x, Tensor) else x)
 
-    def split(self, size: int) -> list[Batch]:
+    def split(self, size: int) -> list[Self]:
         """Micro-batches of `size` samples."""
 
-        def part(start: int) -> Batch:
+        def part(start: int) -> Self:
             rows = slice(start, start + size)
             return self._each(lambda x: x[rows] if isinstance(x, (Tensor, list)) else x)
 
         return [part(start) for start in range(0, len(self), size)]
 
-    def _each(self, change) -> Batch:
-        return Batch(**{f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self)})
+    def _each(self, change) -> Self:
+        return type(self)(**{f.name: change(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
 def draw_time(

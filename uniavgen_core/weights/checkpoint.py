@@ -119,6 +119,7 @@ class Checkpoint(TensorFiles):
             "video_channels": video_channels,
             "audio_channels": audio_channels,
             "patch": tuple(patch),
+            "distilled": "guidance_embedding.0.weight" in self.tensors,
         }
         try:
             return Config(**sizes, **extra)

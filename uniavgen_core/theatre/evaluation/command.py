@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from ...training.command import resumable
 
@@ -36,6 +37,15 @@ def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, we
     _add_sampling(p, clips=32)
     add_weights(p)
     p.set_defaults(run=resumable(_grid), weights=weights, show=0)
+
+    p = actions.add_parser("pareto", help="what fewer passes cost: joint clips made in several ways")
+    p.add_argument("--ways", help="names with semicolons (default: all); run again with others to add them")
+    p.add_argument("--against", help="folder of another such run, whose exact way is compared with")
+    _add_sampling(p, clips=16)
+    p.add_argument("--s-v", type=float, help="guidance of the picture; 1 is off")
+    p.add_argument("--s-a", type=float, help="guidance of the sound; 1 is off")
+    add_weights(p)
+    p.set_defaults(run=resumable(_pareto), weights=weights, show=0)
 
     p = actions.add_parser("report", help="metrics.json and index.html of what has been measured")
     p.add_argument("out", help="folder of results")
@@ -129,6 +139,21 @@ def _grid(options: argparse.Namespace) -> int:
     return 0
 
 
+def _pareto(options: argparse.Namespace) -> int:
+    _need_packages()
+    from ...atomic import write_text
+    from .pareto import WAYS, figure, measure_ways, read_ways, summary, table
+
+    names = [name.strip() for name in options.ways.split(";")] if options.ways else list(WAYS)
+    evaluation = _evaluation(options)
+    against = read_ways(Path(options.against)) if options.against else None
+    found = summary(measure_ways(evaluation, names), against)
+    write_text(evaluation.out / "pareto.svg", figure(found))
+    write_text(evaluation.out / "pareto.md", table(found) + "\n")
+    print(table(found))
+    return 0
+
+
 def _point(point: dict) -> str:
     measures = (
         f"{name} {point[name][0]:.3f} [{point[name][1]:.3f}, {point[name][2]:.3f}]"
@@ -138,8 +163,6 @@ def _point(point: dict) -> str:
 
 
 def _evaluation(options: argparse.Namespace):
-    from pathlib import Path
-
     from tqdm import tqdm
 
     from ...pipeline import Pipeline
@@ -178,8 +201,6 @@ def _guidance(options: argparse.Namespace, default):
 
 def _report(options: argparse.Namespace) -> int:
     _need_packages()
-    from pathlib import Path
-
     from .report import table, write_report
 
     out = Path(options.out)
@@ -190,8 +211,6 @@ def _report(options: argparse.Namespace) -> int:
 
 def _folder(options: argparse.Namespace) -> int:
     _need_packages()
-    from pathlib import Path
-
     from .recogniser import EMBEDDED_FILE, load_recogniser
     from .report import summary, table
     from .runs import measure_folder

@@ -204,7 +204,7 @@ def mouth_figure(aperture: list[float], loudness: list[float]) -> str:
     axes.plot(aperture, color=COLOURS[1], gid="aperture")
     axes.set_axis_off()
     axes.set_ylim(0, 1.1)
-    return _svg(figure)
+    return svg(figure)
 
 
 def lag_figure(curves: dict[str, list[float]]) -> str:
@@ -217,7 +217,7 @@ def lag_figure(curves: dict[str, list[float]]) -> str:
     axes.set_xticks(LAGS)
     axes.grid(axis="y", color="#e5e5e5")
     figure.legend(loc="outside right")  # pyright: ignore[reportArgumentType]
-    return _svg(figure)
+    return svg(figure)
 
 
 def grid_figure(points: list[dict]) -> str:
@@ -242,7 +242,7 @@ def grid_figure(points: list[dict]) -> str:
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         axes.grid(axis="y", color="#e5e5e5")
         axes.legend()
-    return _svg(figure)
+    return svg(figure)
 
 
 def _line(number: int) -> dict:
@@ -251,7 +251,8 @@ def _line(number: int) -> dict:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": style}
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A figure as an SVG element."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()

@@ -114,7 +114,7 @@ class Evaluation:
 
     def rows(self, name: str, indices: list[int]) -> Iterator[dict]:
         """What is measured on these clips in run `name`."""
-        examples = [self._example(i) for i in indices]
+        examples = [self.example(i) for i in indices]
         if name == "face-mask":
             for example, (mask, target) in zip(examples, face_masks(self.pipeline, examples, self.seed)):
                 yield {"index": example.index, "mask_iou": mask_iou(mask, target)}
@@ -187,7 +187,8 @@ class Evaluation:
             self._faces += [Face(clip.frames[0], clip.face_mask[0]) for clip in clips]
         return self._faces
 
-    def _example(self, index: int) -> Example:
+    def example(self, index: int) -> Example:
+        """Clip number `index` of the theatre."""
         if index not in self._examples:
             self._examples[index] = Example.make(self.theatre, index, self.pipeline.vae.get())
         return self._examples[index]

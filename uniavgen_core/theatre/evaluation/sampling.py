@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor
 from ... import conditioning
 from ...media.speech import FILLER, null_symbol_ids, symbol_ids
 from ...media.vae import WanVAE
+from ...model.config import Config
 from ...model.dit import DualBranchDiT
 from ...model.inputs import TextConditioning, Velocity
 from ...pipeline import Pipeline
 from ...sampling.defaults import Guidance
 from ...sampling.guidance import GuidedModel
-from ...sampling.sampler import sample
+from ...sampling.sampler import Sample, sample
 from ...training.cast_ops import quick_attention
 from ...training.data import encode_clip, seeded
 from ...training.objective import Batch, conditions, token_mask
@@ -45,12 +46,16 @@ class Example:
 
 @dataclass(frozen=True)
 class GeneratedClip:
-    """A clip as it came out: frames uint8 `[F, H, W, 3]`, audio `[n]`, latents `[C, T, H, W]`, `[L, 80]`."""
+    """A clip as it came out: frames uint8 `[F, H, W, 3]`, audio `[n]`, latents `[C, T, H, W]`, `[L, 80]`.
+
+    `passes`: how often the model was run for it.
+    """
 
     frames: np.ndarray
     waveform: np.ndarray
     video: Tensor
     audio: Tensor
+    passes: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,10 @@ class WithoutInteraction:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def config(self) -> Config:
+        return self.model.config
 
     def __call__(self, *inputs, **options) -> Velocity:
         apart = replace(options.pop("active"), a2v=False, v2a=False)
@@ -79,8 +88,9 @@ def make(
     seed: int = 0,
     interaction: bool = True,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
+    **options: Any,
 ) -> list[GeneratedClip]:
-    """The examples, all of one size and length, made again in one batch.
+    """The examples, all of one size and length, made again in one batch; `options`: others of `sample`.
 
     A clip's noise depends on `seed` and its own number alone, so the batch size changes nothing.
     """
@@ -97,8 +107,9 @@ def make(
         noise=(batch.video_noise, batch.audio_noise),
         attention=quick_attention(model.dtype, pipeline.device),
         on_step=on_step,
+        **options,
     )
-    return _decode(pipeline, examples, mode, sampled.video, sampled.audio)
+    return _decode(pipeline, examples, mode, sampled)
 
 
 @torch.inference_mode()
@@ -127,7 +138,8 @@ def face_masks(
 def ceiling(pipeline: Pipeline, example: Example) -> GeneratedClip:
     """The true clip through the VAE and through mel and vocoder: the best any model could do."""
     latents = example.latents
-    return _decode(pipeline, [example], "joint", latents["video"][None], latents["audio"][None])[0]
+    given = Sample(latents["video"][None], latents["audio"][None], {})
+    return _decode(pipeline, [example], "joint", given)[0]
 
 
 def _batch(examples: list[Example], mode: str, seed: int) -> Batch:
@@ -180,10 +192,9 @@ def _texts(pipeline: Pipeline, examples: list[Example], mode: str, null: bool) -
     return TextConditioning(caption, *pipeline.encode_speech(symbols))
 
 
-def _decode(
-    pipeline: Pipeline, examples: list[Example], mode: str, video: Tensor, audio: Tensor
-) -> list[GeneratedClip]:
+def _decode(pipeline: Pipeline, examples: list[Example], mode: str, sampled: Sample) -> list[GeneratedClip]:
     """What a mode is given whole, it gives back as it was."""
+    video, audio = sampled.video, sampled.audio
     row = conditioning.MODES[mode]
     if row.audio == "all":
         waveforms = [e.clip.waveform for e in examples]
@@ -195,5 +206,5 @@ def _decode(
         frames = example.clip.frames
         if row.video != "all":
             frames = pipeline.decode_video(video[i : i + 1]).numpy()
-        made.append(GeneratedClip(frames, waveforms[i], video[i].cpu(), audio[i].cpu()))
+        made.append(GeneratedClip(frames, waveforms[i], video[i].cpu(), audio[i].cpu(), sampled.passes))
     return made
