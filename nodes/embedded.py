@@ -93,7 +93,8 @@ class HostVAE(comfy.sd.VAE):
 
     def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
         _check_video_latent(samples)
-        return super().decode_tiled(samples, *args, **kwargs)
+        with fitting_threads(self.first_stage_model, self.device):
+            return super().decode_tiled(samples, *args, **kwargs)
 
 
 def _check_video_latent(samples: Tensor) -> None:

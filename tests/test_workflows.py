@@ -15,13 +15,13 @@ from workflow_graph import FACE, GOLDEN, OUTSIDE, node_types
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 OURS = json.loads(GOLDEN.read_text(encoding="utf-8"))
-NAMES = [*MODES, "advanced", "guidance_grid"]
+NAMES = [*MODES, "advanced", "face_mask", "guidance_grid", "upscaled"]
 TWINS = {title: name for name, title in TITLES.items()}
 TITLE = 30
 PICTURE_BYTES = 400_000
 FIT, PADDING = 0.75, 10  # the share of the window that the page fits a template into, and around it
-LEGIBLE = 8 / 14  # below this zoom the page draws no text
-SMALL, LARGE = (1366, 768), (1920, 1080)
+LEGIBLE = 8 / 14  # below this zoom the page draws no text: MinFontSizeForLOD / NODE_TEXT_SIZE
+SMALL = (1366, 768)
 
 
 def read(path: Path) -> dict:
@@ -34,7 +34,7 @@ def path(request) -> Path:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every stage is a node of the template."""
+    """Whether each stage is a node of the template."""
     return path.stem.endswith("all stages, to rewire")
 
 
@@ -209,11 +209,8 @@ def zoom(content: dict, window: tuple[int, int]) -> float:
 def test_a_template_has_at_most_six_nodes_and_is_legible_on_a_small_screen(path):
     content = read(path)
     assert "ds" not in content["extra"]  # no saved view: the page fits a file as it fits a template
-    if is_whole(path):
-        assert zoom(content, LARGE) > LEGIBLE
-    else:
-        assert len(content["nodes"]) <= 6
-        assert zoom(content, SMALL) > 1.3 * LEGIBLE
+    assert len(content["nodes"]) <= (8 if is_whole(path) else 6)
+    assert zoom(content, SMALL) > 1.3 * LEGIBLE
 
 
 def test_nothing_overlaps(path):
@@ -264,13 +261,16 @@ def test_no_link_passes_under_a_node(path):
 def test_download_links_name_the_file_of_the_widget(path):
     nodes = [node for graph in graphs(read(path)) for node in graph["nodes"]]
     linked = [node for node in nodes if "models" in node.get("properties", {})]
-    assert len(linked) == (0 if TWINS[path.stem].startswith("embedded_") else 2)
+    name = TWINS[path.stem]
+    of_the_model = 0 if name.startswith("embedded_") else 2
+    of_the_host = {"embedded_upscaled": 1, "upscaled": 2}.get(name, 0)
+    assert len(linked) == of_the_model + of_the_host
     for node in linked:
         for model in node["properties"]["models"]:
             assert model["name"] in node["widgets_values"]
             assert model["url"].startswith("https://huggingface.co/")
             assert model["url"].endswith("/" + model["name"])
-            assert model["directory"] in ("vae", "text_encoders")
+            assert model["directory"] in ("vae", "text_encoders", "frame_interpolation", "upscale_models")
 
 
 def test_every_file_of_the_released_model_stands_in_the_pages_list_of_missing_models(path):

@@ -31,9 +31,11 @@ LABELS = {
     "audio_driven": "image + speech",
     "edit": "other words in a part",
     "guidance_grid": "s_v x s_a",
+    "upscaled": "larger, 24 frames a second",
+    "face_mask": "where the model sees the face",
     "advanced": "all stages",
 }
-CLIPS = {"embedded_advanced": "embedded_advanced_face"}  # where it is not named like the workflow
+CLIPS = {"embedded_face_mask": "embedded_face_mask_mask"}  # where it is not named like the workflow
 
 
 def framed(picture: Image.Image, label: str, line: str = "") -> Image.Image:

@@ -34,9 +34,24 @@ TEXT_ENCODER = {
     "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
     "directory": "text_encoders",
 }
+INTERPOLATION = {
+    "name": "film_net_fp16.safetensors",
+    "url": f"{HUB}/frame_interpolation/resolve/main/frame_interpolation/film_net_fp16.safetensors",
+    "directory": "frame_interpolation",
+}
+UPSCALER = {
+    "name": "RealESRGAN_x4plus.safetensors",
+    "url": f"{HUB}/Real-ESRGAN_repackaged/resolve/main/RealESRGAN_x4plus.safetensors",
+    "directory": "upscale_models",
+}
 # as `uniavgen convert --comfyui --dtype fp8` names them
 MODEL = "uniavgen_fp8.safetensors"
-VOCODER = "qwen2.5_omni_bigvgan.safetensors"
+FILES = {
+    "model": MODEL,
+    "caption encoder": TEXT_ENCODER["name"],
+    "VAE": VAE["name"],
+    "vocoder": "qwen2.5_omni_bigvgan.safetensors",
+}
 
 CAPTION = "A person in an orange suit talks to the camera."
 LINE = "Hello from the workshop, it is good to see you."
@@ -50,7 +65,7 @@ BEGINNING = 17  # frames of the recording that a continuation keeps
 MODES = ("joint", "reference_voice", "continuation", "dubbing", "audio_driven", "edit")
 GRID = {False: ("1, 3, 5", "1, 3"), True: ("1, 2, 4", "1, 2")}  # s_v and s_a, by whether embedded
 
-# file names of the templates: what the page shows, in this order where it sorts; puppets to 19, people from 21
+# file names of the templates, in the order of the page: puppets to 19, people from 21
 TITLES = {
     "embedded_joint": "01 Start here - talking puppet, runs without a download",
     "embedded_reference_voice": "02 Puppet - in the voice of a recording",
@@ -59,6 +74,8 @@ TITLES = {
     "embedded_audio_driven": "05 Puppet - a face for recorded speech",
     "embedded_edit": "06 Puppet - other words in a part",
     "embedded_guidance_grid": "07 Puppet - compare s_v and s_a",
+    "embedded_upscaled": "08 Puppet - larger, 24 frames a second",
+    "embedded_face_mask": "09 Puppet - where the model sees the face",
     "embedded_advanced": "19 Puppet - all stages, to rewire",
     "joint": "21 Person - image and words to talking video",
     "reference_voice": "22 Person - in the voice of a recording",
@@ -67,6 +84,8 @@ TITLES = {
     "audio_driven": "25 Person - a face for recorded speech",
     "edit": "26 Person - other words in a part",
     "guidance_grid": "27 Person - compare s_v and s_a",
+    "upscaled": "28 Person - larger, 24 frames a second",
+    "face_mask": "29 Person - where the model sees the face",
     "advanced": "39 Person - all stages, to rewire",
 }
 BLUEPRINT_CATEGORY = "Video generation and editing/Talking video"
@@ -98,6 +117,19 @@ BLUEPRINTS = {
         "One clip for every pair of s_v and s_a: a labelled sheet, and all clips.",
     ),
 }
+FACE_MASK = (
+    "Show the Face Mask of a Talking Video",
+    "The person of the image says the words; a second video shows where the model sees the face.",
+)
+TILED = (
+    "Image and Words to Talking Video in Tiles",
+    "The person of the image says the words; VAE Decode works in tiles, for large videos.",
+)
+UPSCALED = (
+    "Enlarge and Smooth a Talking Video",
+    "Enlarges every frame and goes from 16 to 24 frames a second.",
+)
+TILE = {False: 512, True: 96}  # side of a tile of VAE Decode in pixels, by whether embedded
 NOTE_HEIGHT, PICTURE, NODE_HEIGHT = 200, 170, 500
 
 
@@ -129,17 +161,19 @@ class Parts:
         return {"s_v": self.settings.guidance.s_v, "s_a": self.settings.guidance.s_a}
 
 
-def loaders(g: Graph, embedded: bool) -> Parts:
+def loaders(g: Graph, embedded: bool, **names: Link) -> Parts:
+    """`names`: where a file name comes from the face of a subgraph."""
     if embedded:
         model = g.add("UniAVGenEmbeddedModel")
         texts = WOMAN["caption"], PUPPET_LINE, WOMAN["words"]
         return Parts(*((model, slot) for slot in range(5)), embedded_model.settings(), *texts)
-    model = g.add("UniAVGenLoadModel", model_name=MODEL)
+    files = FILES | names
+    model = g.add("UniAVGenLoadModel", model_name=files["model"])
     clip = g.add(
-        "CLIPLoader", "Caption encoder", models=[TEXT_ENCODER], clip_name=TEXT_ENCODER["name"], type="wan"
+        "CLIPLoader", "Caption encoder", models=[TEXT_ENCODER], clip_name=files["caption encoder"], type="wan"
     )
-    vae = g.add("VAELoader", "VAE", models=[VAE], vae_name=VAE["name"])
-    vocoder = g.add("UniAVGenLoadVocoder", vocoder_name=VOCODER)
+    vae = g.add("VAELoader", "VAE", models=[VAE], vae_name=files["VAE"])
+    vocoder = g.add("UniAVGenLoadVocoder", vocoder_name=files["vocoder"])
     links = (model, 0), (model, 1), (clip, 0), (vae, 0), (vocoder, 0)
     return Parts(*links, SamplingDefaults(), CAPTION, LINE, VOICE_LINE)
 
@@ -175,11 +209,15 @@ def sample(g: Graph, p: Parts, task: Node, **values) -> Node:
     )
 
 
-def decode(g: Graph, p: Parts, sampled: Node) -> tuple[Node, Node]:
-    """Images and audio of a sampled latent, in two columns."""
-    split = g.add("UniAVGenSplit", latent=(sampled, 0))
+def decode(g: Graph, p: Parts, latent: Link, tile: int = 0) -> tuple[Node, Node]:
+    """Images and audio of a sampled latent, in two columns. `tile`: side in pixels, 0 for no tiles."""
+    split = g.add("UniAVGenSplit", latent=latent)
     g.column(260)
-    images = g.add("VAEDecode", samples=(split, 0), vae=p.vae)
+    if tile:
+        tiles = {"tile_size": tile, "overlap": tile // 4, "temporal_size": 4096, "temporal_overlap": 8}
+        images = g.add("VAEDecodeTiled", samples=(split, 0), vae=p.vae, **tiles)
+    else:
+        images = g.add("VAEDecode", samples=(split, 0), vae=p.vae)
     audio = g.add("UniAVGenVocoderDecode", audio=(split, 1), vocoder=p.vocoder)
     return images, audio
 
@@ -255,15 +293,21 @@ def task(g: Graph, p: Parts, mode: str, given: dict[str, Link]) -> Node:
         return g.add("UniAVGenJoint", **length, **links)
 
 
-def inside(mode: str, embedded: bool, first: int = 101) -> Subgraph:
-    """The subgraph that does one mode."""
+def subgraph(name: str, description: str, embedded: bool, first: int = 101) -> Subgraph:
+    """An empty one. `first`: the id of its first node; no two of a workflow may share ids."""
     suffix = "UniAVGen Puppet" if embedded else "UniAVGen"
-    name, description = BLUEPRINTS[mode]
-    g = Subgraph(f"{name} ({suffix})", first, BLUEPRINT_CATEGORY, description, ALIASES)
+    return Subgraph(f"{name} ({suffix})", first, BLUEPRINT_CATEGORY, description, ALIASES)
+
+
+def inside(mode: str, embedded: bool, names: tuple[str, str] | None = None) -> Subgraph:
+    """The subgraph that does one mode. `names`: of the variants `TILED` and `FACE_MASK`."""
+    g = subgraph(*(names or BLUEPRINTS[mode]), embedded)
     with g.group("1  Model", "load"):
         p = loaders(g, embedded)
     if mode == "guidance_grid" and not embedded:
         p.settings = replace(p.settings, short_side=384, frames=49, steps=25)
+    if names == TILED and not embedded:
+        p.settings = replace(p.settings, short_side=384)
     given = faces(g, p, mode, embedded)
     prepared = task(g, p, mode, given)
     sliders = {name: given[name] for name in ("seed", "s_v", "s_a")}
@@ -278,7 +322,7 @@ def inside(mode: str, embedded: bool, first: int = 101) -> Subgraph:
                 **sliders | p.null_pass | p.schedule,
             )
         with g.group("5  Decode them all", "out", 200):
-            images, audio = decode(g, p, grid)
+            images, audio = decode(g, p, (grid, 0))
         with g.group("6  One sheet with labels, and the clips", "out", 320):
             sheet = g.add("UniAVGenCompare", images=(images, 0), labels=(grid, 1), columns=(grid, 2))
             video = g.add("CreateVideo", images=(sheet, 0), fps=16.0)
@@ -290,12 +334,26 @@ def inside(mode: str, embedded: bool, first: int = 101) -> Subgraph:
     with g.group("4  Generate", "sample"):
         sampled = sample(g, p, prepared, **sliders)
     with g.group("5  Video", "out", 200):
-        images, audio = decode(g, p, sampled)
+        images, audio = decode(g, p, (sampled, 0), TILE[embedded] if names == TILED else 0)
         g.column(320)
         clip = g.add("UniAVGenMux", images=(images, 0), audio=(audio, 0))
+    if names == FACE_MASK:
+        with g.group("6  Where the model sees the face", "out"):
+            face = g.add(
+                "UniAVGenFaceMask",
+                model=p.model,
+                positive=(prepared, 0),
+                negative=(prepared, 1),
+                latent=(sampled, 0),
+                images=(images, 0),
+            )
+            g.column(320)
+            masked = g.add("UniAVGenMux", images=(face, 1), audio=(audio, 0))
     g.give("video", (clip, 0))
     g.give("images", (images, 0))
     g.give("audio", (audio, 0))
+    if names == FACE_MASK:
+        g.give("face mask", (masked, 0))
     g.preview = sampled
     return g
 
@@ -347,116 +405,192 @@ def one_clip(mode: str, embedded: bool) -> Graph:
     return g
 
 
-def save(g: Graph, clip: Link, name: str) -> None:
-    g.add("SaveVideo", video=clip, filename_prefix=f"video/uniavgen_{name}")
+def save(g: Graph, clip: Link, name: str) -> Node:
+    return g.add("SaveVideo", video=clip, filename_prefix=f"video/uniavgen_{name}")
 
 
-def all_stages(embedded: bool) -> Graph:
-    """Joint with every stage as a node, the sampler in pieces and the face mask, in two rows.
-
-    A link to the next column goes straight; every other runs in the gaps between columns and rows.
-    """
-    g = Graph()
-    name = "embedded_advanced" if embedded else "advanced"
-    g.place(0)
-    p = loaders(g, embedded)
-    links = sources(g, "joint", embedded, PICTURE if embedded else 110)
-    image = links["image"]
-    g.box("1  Model and image", "load", 0)
-    g.place(400)
-    video = encode_video(g, p, image)
-    positive, negative = captions(g, p, p.caption)
-    words = speech(g, p, p.line, "")
-    g.box("2  Encode", "give", 400)
-    g.place(800, width=260)
-    joint = g.add(
-        "UniAVGenJoint",
-        positive=(positive, 0),
-        negative=(negative, 0),
-        speech=(words, 0),
-        video=(video, 0),
-        frames=p.settings.frames,
-    )
-    g.box("3  Task", "task", 800)
-    g.place(1160)
-    guider = g.add(
-        "UniAVGenGuider",
-        model=p.model,
-        positive=(joint, 0),
-        negative=(joint, 1),
-        **p.guidance | p.null_pass,
-    )
-    noise = g.add("RandomNoise", noise_seed=2025)
-    solver = g.add("KSamplerSelect", sampler_name="euler")
-    sigmas = g.add("UniAVGenScheduler", **p.schedule)
-    g.box("4  Generate", "sample", 1160, 1560)
-    g.place(1560, width=260)
-    sampled = g.add(
-        "SamplerCustomAdvanced",
-        noise=(noise, 0),
-        guider=(guider, 0),
-        sampler=(solver, 0),
-        sigmas=(sigmas, 0),
-        latent_image=(joint, 2),
-    )
-    g.route(guider, "model", above(p.model[0], 50), before(guider, 50))
-    g.route(sampled, "latent_image", above(joint, 70), before(sampled, 70))
-
-    top = g.bottom() + 170
-    between = top - 140  # the first of the lines between the rows
-    g.place(0, top, 400)
-    g.note(note("advanced", embedded), NOTE_HEIGHT + 40)
-    g.place(490, top, 200)
-    split = g.add("UniAVGenSplit", "Split video and audio", latent=(sampled, 0))
-    g.place(800, top, 260)
-    images = g.add("VAEDecode", samples=(split, 0), vae=p.vae)
-    audio = g.add("UniAVGenVocoderDecode", audio=(split, 1), vocoder=p.vocoder)
-    g.box("5  Decode", "out", 490, 800, top=top)
-    g.place(1160, top)
-    face = g.add(
-        "UniAVGenFaceMask",
-        model=p.model,
-        positive=(joint, 0),
-        negative=(joint, 1),
-        latent=(sampled, 0),
-        images=(images, 0),
-    )
-    g.place(1560, top)
-    masked = g.add("UniAVGenMux", "Join: video with the face mask", images=(face, 1), audio=(audio, 0))
-    clip = g.add("UniAVGenMux", images=(images, 0), audio=(audio, 0))
-    g.place(1960, top)
-    save(g, (masked, 0), f"{name}_face")
-    save(g, (clip, 0), name)
-    g.box("6  Video, and where the model sees the face", "out", 1160, 1560, 1960, top=top)
-    routes = [
-        (p.vae[0], images, "vae"),
-        (p.vocoder[0], audio, "vocoder"),
-        (p.model[0], face, "model"),
-        (joint, face, "positive"),
-        (joint, face, "negative"),
-        (sampled, face, "latent"),
-        (sampled, split, "latent"),
-    ]
-    for at, (source, target, slot) in enumerate(routes):
-        line, x = between + 14 * at, source.x + source.width + 20 + 6 * at
-        bend = (x, source.y + source.height + 60)  # so that the curve down stays in the gap
-        g.route(target, slot, bend, (x, line), (target.x - 80 + 6 * at, line))
-    for at, (source, target, slot) in enumerate(
-        [(images, clip, "images"), (audio, clip, "audio"), (audio, masked, "audio")]
-    ):
-        line = face.y + face.height + 40 + 14 * at
-        g.route(target, slot, (source.x + source.width + 30, line), (target.x - 60 + 8 * at, line))
+def face_mask(embedded: bool) -> Graph:
+    """Joint with a second video that has the face mask drawn on it."""
+    g, core = Graph(), inside("joint", embedded, FACE_MASK)
+    name = "embedded_face_mask" if embedded else "face_mask"
+    g.place(0, width=400)
+    g.note(note("face_mask", embedded), NOTE_HEIGHT)
+    image = sources(g, "joint", embedded)["image"]
+    g.place(430, width=360)
+    node = g.add_subgraph(core, NODE_HEIGHT, FACE_MASK[0], image=image)
+    g.place(820, width=260)
+    save(g, (node, 0), name)
+    save(g, (node, 3), f"{name}_mask")
     return g
 
 
-def above(node: Node, height: int) -> tuple[int, int]:
-    """A point right of a node, `height` above the first row."""
-    return node.x + node.width + 30, -height
+def enlarge(embedded: bool) -> Subgraph:
+    """Frames at 16 fps to larger ones at 24: three times as many by interpolation, every second is kept."""
+    g = subgraph(*UPSCALED, embedded, 201)
+    frames, audio = g.face("images"), g.face("audio")
+    if embedded:
+        factor = g.face("scale_by", 4.0, "times larger")
+        with g.group("1  Enlarge", "load"):
+            large = g.add("ImageScaleBy", image=frames, upscale_method="lanczos", scale_by=factor)
+    else:
+        factor = g.face("scale_by", 0.5, "then times, of 4 times larger")
+        with g.group("1  Enlarge", "load"):
+            upscaler = g.add("UpscaleModelLoader", models=[UPSCALER], model_name=UPSCALER["name"])
+            larger = g.add("ImageUpscaleWithModel", upscale_model=(upscaler, 0), image=frames)
+            g.column()
+            large = g.add("ImageScaleBy", image=(larger, 0), upscale_method="lanczos", scale_by=factor)
+    with g.group("2  Three times as many frames", "task"):
+        model = g.add(
+            "FrameInterpolationModelLoader", models=[INTERPOLATION], model_name=INTERPOLATION["name"]
+        )
+        g.column()
+        many = g.add("FrameInterpolate", interp_model=(model, 0), images=(large, 0), multiplier=3)
+    with g.group("3  Keep every second", "sample", 240):
+        pairs = g.add("RebatchImages", "Pairs", images=(many, 0), batch_size=2)
+        g.column(240)
+        first = g.add("ImageFromBatch", "First of each", image=(pairs, 0), batch_index=0, length=1)
+        g.column(240)
+        whole = g.add("RebatchImages", "One clip again", images=(first, 0), batch_size=4096)
+    with g.group("4  Video", "out", 320):
+        clip = g.add("UniAVGenMux", images=(whole, 0), audio=audio, fps=24.0)
+    g.give("video", (clip, 0))
+    return g
 
 
-def before(node: Node, height: int) -> tuple[int, int]:
-    """A point left of a node, `height` above the first row."""
-    return node.x - 40, -height
+def upscaled(embedded: bool) -> Graph:
+    """Joint decoded in tiles, then larger and at 24 frames a second, by nodes of the host."""
+    g, core, larger = Graph(), inside("joint", embedded, TILED), enlarge(embedded)
+    g.place(0, width=320)
+    g.note(note("upscaled", embedded), NOTE_HEIGHT)
+    image = sources(g, "joint", embedded)["image"]
+    g.place(350, width=340)
+    made = g.add_subgraph(core, NODE_HEIGHT, "Image and Words to Talking Video", image=image)
+    g.place(730, width=270)
+    video = g.add_subgraph(larger, 150, UPSCALED[0], images=(made, 1), audio=(made, 2))
+    g.place(1040, width=240)
+    save(g, (video, 0), "embedded_upscaled" if embedded else "upscaled")
+    return g
+
+
+def model_stage(embedded: bool) -> Subgraph:
+    """The four loaders of the released model, file names on the face."""
+    g = subgraph("Model", "Loads the model, the caption encoder, the VAE and the vocoder.", embedded)
+    names = {name: g.face(name, value) for name, value in FILES.items()}
+    with g.group("Model", "load"):
+        p = loaders(g, embedded, **names)
+    for name in ("model", "speech_encoder", "clip", "vae", "vocoder"):
+        g.give(name, getattr(p, name))
+    return g
+
+
+def encode_stage(p: Parts, embedded: bool) -> Subgraph:
+    """Image, captions and words, encoded for a task node."""
+    g = subgraph("Encode", "Encodes image, caption and words for a task node.", embedded, 201)
+    sockets = {name: g.face(name) for name in ("vae", "clip", "speech_encoder", "image")}
+    image = sockets.pop("image")
+    words, caption = g.face("words", p.line), g.face("caption", p.caption)
+    p = replace(p, **sockets)
+    with g.group("Encode", "give"):
+        video = encode_video(g, p, image)
+        positive, negative = captions(g, p, caption)
+        g.column()
+        text = speech(g, p, words, "")
+    for name, node in {"positive": positive, "negative": negative, "speech": text, "video": video}.items():
+        g.give(name, (node, 0))
+    return g
+
+
+def generate_stage(p: Parts, embedded: bool) -> Subgraph:
+    """The sampler in pieces: guider, noise, solver, schedule."""
+    g = subgraph("Generate", "UniAVGen Guider with Sampler Custom Advanced.", embedded, 301)
+    model, *conditions = (g.face(name) for name in ("model", "positive", "negative", "latent"))
+    seed = g.face("seed", 2025)
+    scales = {name: g.face(name, value) for name, value in p.guidance.items()}
+    solver_name = g.face("sampler_name", "euler")
+    schedule = {name: g.face(name, value) for name, value in p.schedule.items()}
+    with g.group("Generate", "sample"):
+        guider = g.add(
+            "UniAVGenGuider",
+            model=model,
+            positive=conditions[0],
+            negative=conditions[1],
+            **scales | p.null_pass,
+        )
+        noise = g.add("RandomNoise", noise_seed=seed)
+        solver = g.add("KSamplerSelect", sampler_name=solver_name)
+        sigmas = g.add("UniAVGenScheduler", **schedule)
+        g.column()
+        sampled = g.add(
+            "SamplerCustomAdvanced",
+            noise=(noise, 0),
+            guider=(guider, 0),
+            sampler=(solver, 0),
+            sigmas=(sigmas, 0),
+            latent_image=conditions[2],
+        )
+    g.give("latent", (sampled, 0))
+    g.preview = sampled
+    return g
+
+
+def decode_stage(p: Parts, embedded: bool) -> Subgraph:
+    """A sampled latent to images, audio and a video."""
+    g = subgraph("Decode", "Decodes a sampled latent to images, audio and a video.", embedded, 401)
+    latent, vae, vocoder = (g.face(name) for name in ("latent", "vae", "vocoder"))
+    with g.group("Decode", "out", 240):
+        images, audio = decode(g, replace(p, vae=vae, vocoder=vocoder), latent)
+        g.column(240)
+        clip = g.add("UniAVGenMux", images=(images, 0), audio=(audio, 0))
+    g.give("video", (clip, 0))
+    g.give("images", (images, 0))
+    g.give("audio", (audio, 0))
+    return g
+
+
+def all_stages(embedded: bool) -> Graph:
+    """Joint, one node for each stage; a stage opens into its nodes.
+
+    A link to the next column goes straight, the others run above the nodes.
+    """
+    g = Graph()
+    name = "embedded_advanced" if embedded else "advanced"
+    g.place(0, width=260)
+    if embedded:
+        p = loaders(g, embedded)
+    else:
+        loaded = g.add_subgraph(model_stage(embedded), 220, "Model")
+        links: list[Link] = [(loaded, slot) for slot in range(5)]
+        p = Parts(*links, SamplingDefaults(), CAPTION, LINE, VOICE_LINE)
+    image = sources(g, "joint", embedded)["image"]
+    g.place(300, width=270)
+    encode = encode_stage(p, embedded)
+    encoded = g.add_subgraph(
+        encode, 330, "Encode", vae=p.vae, clip=p.clip, speech_encoder=p.speech_encoder, image=image
+    )
+    g.place(610, width=200)
+    prepared = g.add(
+        "UniAVGenJoint",
+        **{face: (encoded, slot) for slot, (face, _) in enumerate(encode.outputs)},
+        frames=p.settings.frames,
+    )
+    g.place(850, width=250)
+    conditions = {face: (prepared, slot) for slot, face in enumerate(("positive", "negative", "latent"))}
+    sampled = g.add_subgraph(generate_stage(p, embedded), 290, "Generate", model=p.model, **conditions)
+    g.place(1140, width=210)
+    decoded = g.add_subgraph(
+        decode_stage(p, embedded), 90, "Decode", latent=(sampled, 0), vae=p.vae, vocoder=p.vocoder
+    )
+    g.place(1140, 190, width=210)
+    saved = save(g, (decoded, 0), name)
+    g.place(610, 350, width=490)
+    g.note(note("advanced", embedded), NOTE_HEIGHT)
+    above = [(sampled, "model"), (decoded, "vae"), (decoded, "vocoder")]
+    for at, (node, slot) in enumerate(above):
+        height, left = -20 - 16 * at, p.model[0].x + p.model[0].width
+        g.route(node, slot, (left + 10 + 6 * at, height), (node.x - 24 + 6 * at, height))
+    between = decoded.y + decoded.height + 30
+    g.route(saved, "video", (decoded.x + decoded.width + 20, between), (saved.x - 20, between))
+    return g
 
 
 def workflows() -> dict[str, Graph]:
@@ -464,6 +598,8 @@ def workflows() -> dict[str, Graph]:
     graphs = {}
     for prefix, embedded in (("", False), ("embedded_", True)):
         graphs |= {prefix + mode: one_clip(mode, embedded) for mode in (*MODES, "guidance_grid")}
+        graphs[f"{prefix}upscaled"] = upscaled(embedded)
+        graphs[f"{prefix}face_mask"] = face_mask(embedded)
         graphs[f"{prefix}advanced"] = all_stages(embedded)
     return graphs
 

@@ -10,6 +10,8 @@ TITLES = {
     "audio_driven": "A face for recorded speech",
     "edit": "Other words in a part",
     "guidance_grid": "Compare s_v and s_a",
+    "upscaled": "Larger, 24 frames a second",
+    "face_mask": "Where the model sees the face",
     "advanced": "All stages, to rewire",
 }
 
@@ -86,12 +88,31 @@ LINES = {
             "Take the best pair to the other templates.",
         ]
     ],
+    "upscaled": [
+        [
+            "Made 384 pixels wide or high, VAE Decode in **tiles**; an upscaler doubles it.",
+            "Three frames for one, every second kept: **24 a second**, lips in time with the audio.",
+            "Two more files, 136 MB; the page lists what is missing. Some 12 GB of memory.",
+        ],
+        [
+            "Every frame 4 times larger; three frames for one, every second kept: 24 a second.",
+            "One file, 69 MB: the page lists it where it is missing.",
+        ],
+    ],
+    "face_mask": 2
+    * [
+        [
+            "The second video shows where audio and video look at each other: the predicted face.",
+            "If the mask misses the mouth, take an image with a larger face.",
+            TAKE,
+        ]
+    ],
     "advanced": 2
     * [
         [
-            "Every stage is a node. Any task fits in place of Joint; LoRA and compile go after the model.",
-            "euler with the steps set here is what the model was tuned with.",
-            "If the **face mask** misses the mouth, take an image with a larger face.",
+            "A node for each stage; the arrow on its title opens it. Any task fits in place of Joint.",
+            "LoRA and compile go after the model.",
+            "Sampler: **euler**, with the steps set here; others at few steps smear.",
         ]
     ],
 }

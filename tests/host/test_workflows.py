@@ -9,10 +9,12 @@ from math import pi, sin
 from pathlib import Path
 
 import graphs
+import av
 import pytest
 from host_server import PACK_NAME, HostServer
 from PIL import Image
 from test_server import AAC_FRAME, lengths
+from tiny_files import write_enlarging_models
 
 ROOT = Path(__file__).parents[2]
 TWINS = sorted((ROOT / "workflows" / "api").glob("*.json"))
@@ -22,9 +24,10 @@ LOADERS = {"UniAVGenLoadModel": 0, "CLIPLoader": 2, "VAELoader": 3, "UniAVGenLoa
 
 
 @pytest.fixture(scope="module")
-def files(server) -> HostServer:
-    """The server with the files that the workflows name: a picture, a video with sound, a voice."""
+def files(server, host) -> HostServer:
+    """The server with the files that the workflows name: a picture, a video with sound, a voice, models."""
     given = server.base / "input"
+    write_enlarging_models(server.base / "models")
     Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(given / "example.png")
     with wave.open(str(given / "voice.wav"), "wb") as file:
         file.setnchannels(1)
@@ -90,7 +93,7 @@ def test_every_workflow_makes_a_video(files, clip, twin):
     assert not made.error
     videos = saved(files, made.outputs)
     sheets = [file for file in videos if "_clip" not in file.name] if "grid" in twin.stem else []
-    assert len(videos) == (5 if sheets else 2 if "advanced" in twin.stem else 1)
+    assert len(videos) == (5 if sheets else 2 if "face_mask" in twin.stem else 1)
     for file in set(videos) - set(sheets):
         picture, sound, rate = lengths(file)
         assert picture > 0.3
@@ -103,6 +106,18 @@ def test_a_workflow_saved_with_version_0_1_0_still_makes_its_video(files, name):
     made = files.run(small(json.loads(old.read_text(encoding="utf-8"))), 300)
     assert not made.error
     assert len(saved(files, made.outputs)) == (2 if "advanced" in name else 1)
+
+
+def test_the_larger_clip_has_24_frames_a_second_for_the_same_seconds(files):
+    made = files.run(small(read("embedded_upscaled")), 300)
+    assert not made.error
+    (file,) = saved(files, made.outputs)
+    with av.open(str(file)) as clip:
+        stream = clip.streams.video[0]
+        frames = sum(1 for _ in clip.decode(stream))
+        assert (stream.width, stream.height) == (4 * SHORT_SIDE, 4 * SHORT_SIDE)
+        assert stream.average_rate == 24
+    assert frames == 3 * (FRAMES - 1) // 2 + 1
 
 
 def test_another_s_v_leaves_the_encoders_cached(files):

@@ -15,6 +15,10 @@ from uniavgen_core.media.vocoder import random_vocoder
 from uniavgen_core.model.config import TINY
 from uniavgen_core.weights.convert import save_checkpoint
 
+ENLARGING = {  # files of the host that the workflows name
+    "frame_interpolation": "film_net_fp16.safetensors",
+    "upscale_models": "RealESRGAN_x4plus.safetensors",
+}
 BF16, FP32, SHARDS = "tiny.safetensors", "tiny_fp32.safetensors", "tiny_shards"
 VOCODER = "tiny_vocoder.safetensors"
 
@@ -145,3 +149,19 @@ def _write_wrong_vocoders(folder: Path, weights: dict[str, torch.Tensor], good: 
     wide = torch.zeros(weights["conv_pre.weight"].shape[0], 100, 7)
     save_file(weights | {"conv_pre.weight": wide}, folder / "bands.safetensors")
     save_file({n: v for n, v in weights.items() if n != "conv_post.weight"}, folder / "less.safetensors")
+
+
+def write_enlarging_models(models: Path) -> None:
+    """An interpolation that is the mean of two frames (RIFE without weights), and a random upscaler.
+
+    In the process of the host: the architectures are its own.
+    """
+    from comfy_extras.frame_interpolation_models.ifnet import IFNet
+    from spandrel.architectures.ESRGAN import ESRGAN
+
+    interpolation = IFNet(channels=(4, 4, 4, 4, 4))
+    tensors = {key: torch.zeros_like(value) for key, value in interpolation.state_dict().items()}
+    upscaler = ESRGAN(num_filters=4, num_blocks=1)
+    for (folder, name), content in zip(ENLARGING.items(), (tensors, upscaler.state_dict())):
+        (models / folder).mkdir(exist_ok=True)
+        save_file(content, models / folder / name)
