@@ -29,8 +29,8 @@ class Split(io.ComfyNode):
             description="Takes the joint latent apart into its video and its audio.",
             inputs=[io.Latent.Input("latent", tooltip="From UniAVGen Sampler or Sampler Custom Advanced.")],
             outputs=[
-                io.Latent.Output(display_name="video", tooltip="For VAE Decode (the Wan2.2 VAE)."),
-                io.Latent.Output(display_name="audio", tooltip="For UniAVGen Audio Decode."),
+                io.Latent.Output(display_name="video latent", tooltip="For VAE Decode (the Wan2.2 VAE)."),
+                io.Latent.Output(display_name="audio latent", tooltip="For UniAVGen Audio Decode."),
             ],
         )
 

@@ -88,7 +88,7 @@ class VideoEncode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                VideoSocket.Output(display_name="video", tooltip="For the UniAVGen task nodes."),
+                VideoSocket.Output(display_name="encoded video", tooltip="For the UniAVGen task nodes."),
                 io.Image.Output(
                     display_name="seen",
                     tooltip="The frames after resizing and resampling, as they are encoded.",

@@ -97,7 +97,8 @@ class LongSpeech(io.ComfyNode):
                     "positive", tooltip="The caption: how the scene looks (CLIP Text Encode)."
                 ),
                 io.Conditioning.Input(
-                    "negative", tooltip="An empty caption (CLIP Text Encode without text)."
+                    "negative",
+                    tooltip="An empty caption (CLIP Text Encode without text), or what is not wanted.",
                 ),
                 VideoSocket.Input("video", tooltip="The reference image; it opens the clip."),
                 io.String.Input(

@@ -122,7 +122,9 @@ def prepared(
 def _texts() -> list:
     return [
         io.Conditioning.Input("positive", tooltip="The caption: how the scene looks (CLIP Text Encode)."),
-        io.Conditioning.Input("negative", tooltip="An empty caption (CLIP Text Encode without text)."),
+        io.Conditioning.Input(
+            "negative", tooltip="An empty caption (CLIP Text Encode without text), or what is not wanted."
+        ),
         SpeechSocket.Input("speech", tooltip="What is said, from UniAVGen Speech Encode."),
     ]
 

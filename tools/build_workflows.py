@@ -130,6 +130,7 @@ UPSCALED = (
     "Enlarges every frame and goes from 16 to 24 frames a second.",
 )
 TILE = {False: 512, True: 96}  # side of a tile of VAE Decode in pixels, by whether embedded
+SHOWN = {("video", "UNIAVGEN_VIDEO"): "encoded video"}  # names of inputs that are not the key
 NOTE_HEIGHT, PICTURE, NODE_HEIGHT = 200, 170, 500
 
 
@@ -623,7 +624,10 @@ def english() -> dict:
         names[node] = {
             "display_name": info["display_name"],
             "description": info["description"],
-            "inputs": {key: {"name": key, "tooltip": slot[1]["tooltip"]} for key, slot in slots.items()},
+            "inputs": {
+                key: {"name": SHOWN.get((key, slot[0]), key), "tooltip": slot[1]["tooltip"]}
+                for key, slot in slots.items()
+            },
             "outputs": {str(i): {"name": name, "tooltip": tooltip} for i, (name, tooltip) in outputs},
         }
     return names

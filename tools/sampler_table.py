@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,6 +25,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 PACK = "uniavgen_pack"
 SAMPLERS = ("euler", "res_multistep", "dpmpp_2m", "uni_pc", "heun")
+KEYS = ("amplitude", "face_distance", "contrast")
 TWO_EVALUATIONS = {"heun", "dpm_2", "exp_heun_2_x0", "dpmpp_2s_ancestral", "dpmpp_sde", "seeds_2"}
 
 
@@ -119,19 +119,24 @@ class Table:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown, one line for each sampler and number of steps."""
+    """Markdown, one line for each sampler and number of steps, with 95 % bootstrap intervals over clips."""
+    metrics = core("theatre.evaluation.metrics")
     lines = [
-        "| sampler | steps | passes | clips | sync | word error | mouth opens | face distance | contrast |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| sampler | steps | passes | sync | words wrong | mouth opens | face distance | contrast |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for run in dict.fromkeys((row["sampler"], row["steps"]) for row in rows):
         found = [row for row in rows if (row["sampler"], row["steps"]) == run]
         passes = run[1] * (4 if run[0] in TWO_EVALUATIONS else 2)
-        errors = sum(row["errors"] for row in found) / sum(row["words"] for row in found)
-        means = [mean(row[key] for row in found) for key in ("amplitude", "face_distance", "contrast")]
-        numbers = [mean(row["sync"] for row in found), errors, *means]
-        cells = " | ".join(f"{number:.2f}" for number in numbers)
-        lines.append(f"| {run[0]} | {run[1]} | {passes} | {len(found)} | {cells} |")
+        wrong = np.array([(row["errors"], row["words"]) for row in found])
+        numbers = {key: np.array([row[key] for row in found]) for key in ("sync", *KEYS)}
+        values = [
+            metrics.interval(numbers["sync"], metrics.mean),
+            metrics.interval(wrong, metrics.ratio),
+            *(metrics.interval(numbers[key], metrics.mean) for key in KEYS),
+        ]
+        cells = " | ".join("{:.2f} [{:.2f}, {:.2f}]".format(*value) for value in values)
+        lines.append(f"| {run[0]} | {run[1]} | {passes} | {cells} |")
     return "\n".join(lines)
 
 
