@@ -8,8 +8,8 @@ import wave
 from math import pi, sin
 from pathlib import Path
 
-import graphs
 import av
+import graphs
 import pytest
 from host_server import PACK_NAME, HostServer
 from PIL import Image
