@@ -166,7 +166,7 @@ def test_the_values_on_the_face_are_those_inside(path):
             continue
         subgraph = subgraphs[host["type"]]
         faces = [entry["name"] for entry in host["inputs"] if "widget" in entry]
-        values = dict(zip(faces, host["widgets_values"], strict=True))
+        values = dict(zip(faces, host.get("widgets_values", []), strict=True))
         prompt = read(path.parent / "api" / f"{TWINS[path.stem]}.json")
         for _, source, slot, target, at, _ in subgraph["links"]:
             name = subgraph["inputs"][slot]["name"] if source == FACE else ""
