@@ -3,7 +3,19 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..uniavgen_core.errors import UserError
-from . import decoding, embedded, encoding, face_mask, guiding, loading, long_speech, muxing, puppet, tasks
+from . import (
+    decoding,
+    doctor,
+    embedded,
+    encoding,
+    face_mask,
+    guiding,
+    loading,
+    long_speech,
+    muxing,
+    puppet,
+    tasks,
+)
 from .checks import checked
 
 WEB_DIRECTORY = "./web"
@@ -25,6 +37,7 @@ class UniAVGenExtension(ComfyExtension):
             decoding,
             muxing,
             face_mask,
+            doctor,
         )
         return [checked(node) for stage in stages for node in stage.NODES]
 

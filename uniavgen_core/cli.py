@@ -1,4 +1,4 @@
-"""`uniavgen`: generate, inspect, verify, convert, bench, train, eval; a mistake is one line, exit code 2."""
+"""`uniavgen` and its commands; a mistake is one line, exit code 2."""
 
 from __future__ import annotations
 
@@ -168,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_savings(p)
     p.add_argument("--seed", type=int, help=f"-1 draws one and prints it (default {d.seed})")
     _add_weights(p)
+    _add_memory(p)
     p.add_argument("--json", action="store_true", help="print what was made as JSON")
     p.set_defaults(run=_generate)
 
@@ -175,6 +176,16 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("file")
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_inspect)
+
+    p = commands.add_parser(
+        "doctor",
+        help="what to paste into an issue: device, kernels, files, accuracy, expected cost",
+        description="Looks at the device, its kernels and the files, runs the golden cases on it in every "
+        "dtype, and says what a clip will take. Needs no weights; with them it looks at yours.",
+    )
+    _add_weights(p)
+    _add_memory(p)
+    p.set_defaults(run=_doctor)
 
     p = commands.add_parser("verify", help="compare with golden files")
     p.add_argument("files", nargs="*", help="default: the golden files of the package")
@@ -258,6 +269,25 @@ def _add_weights(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dtype", choices=DTYPES, help="of the model; default: as in its file")
 
 
+def _add_memory(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="the most that a run may take of the device's memory, such as 8: weights that do not fit are "
+        "streamed, the VAE works in tiles, and the plan is printed",
+    )
+
+
+def _memory(options: argparse.Namespace) -> int | None:
+    """Bytes of --memory."""
+    if options.memory is None:
+        return None
+    if not options.memory > 0:
+        raise UserError(f"--memory is {options.memory:g}; give a positive number of GB, such as 8")
+    return int(options.memory * 1e9)
+
+
 def _weights(options: argparse.Namespace):
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -305,7 +335,7 @@ def _generate(options: argparse.Namespace) -> int:
     if options.parts is not None and options.script is None:
         raise UserError("--parts belongs to --script; leave it out")
     script = None if options.script is None else read_script_file(options.script)
-    weights = _weights(options)
+    weights = replace(_weights(options), memory=_memory(options))
     settings = weights.settings()
     names = (
         "mode out caption negative_caption image video audio voice voice_text language "
@@ -334,10 +364,13 @@ def _generate(options: argparse.Namespace) -> int:
         bar.total = steps
         bar.update()
 
+    def on_plan(plan: MemoryPlan) -> None:
+        bar.write("\n".join(plan.lines()), file=sys.stderr)
+
     callbacks = {"on_stage": on_stage, "on_step": on_step, "on_decoded": on_decoded}
     with bar:
         if script is None:
-            result = generate(request, weights, **callbacks)
+            result = generate(request, weights, on_plan=on_plan, **callbacks)
         else:
             parts = options.parts or f"{options.out}.parts"
             result = generate_script(request, script, weights, parts, **callbacks)
@@ -379,6 +412,19 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _row(values: dict) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import torch
+
+    from .doctor import report
+
+    limit, weights = _memory(options), _weights(options)
+    if limit is None and weights.device.startswith("cuda"):
+        limit = torch.cuda.mem_get_info(weights.device)[1]
+    for line in report(weights.device, weights.paths(), limit):
+        print(line, flush=True)
+    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ is `embedded_model/README.md`.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -78,9 +79,11 @@ def settings() -> SamplingDefaults:
         raise UserError(f"{file}: damaged ({error!r}); install the package again") from error
 
 
-def load_model(device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> DualBranchDiT:
-    """The model, float32 unless another `dtype` is asked for."""
-    return checkpoint.load_model(model_file(), "cpu", dtype or torch.float32).to(device)
+def load_model(
+    device: str | torch.device = "cpu", dtype: torch.dtype | None = None, streamed: Collection[str] = ()
+) -> DualBranchDiT:
+    """The model, float32 unless another `dtype` is asked for; `streamed`: as `checkpoint.load_model`."""
+    return checkpoint.load_model(model_file(), device, dtype or torch.float32, streamed=streamed)
 
 
 def load_vae(device: str | torch.device = "cpu") -> WanVAE:

@@ -15,13 +15,14 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
-from . import conditioning, duration, embedded
+from . import conditioning, duration, embedded, memory
 from .conditioning import MAX_FRAMES, MIN_FRAMES, Edit, Mode, Plan, Task
 from .errors import UserError
 from .media import FPS, files, mel, speech
 from .media.caption import CaptionEncoder, load_caption_encoder
 from .media.vae import WanVAE, load_vae
 from .media.vocoder import GriffinLim, Vocoder, load_vocoder
+from .memory import Clip, MemoryPlan
 from .model.config import Config
 from .model.dit import DualBranchDiT
 from .model.inputs import TextConditioning
@@ -42,6 +43,7 @@ class Weights:
 
     Parts that are not given are looked for in the folder of the model (the release's download holds all).
     Without any path all four are those of the embedded model.
+    `memory`: bytes that a run may take; `plan`: how it keeps below them, made by `generate`.
     """
 
     model: str | None = None
@@ -50,6 +52,8 @@ class Weights:
     vocoder: str | None = None
     device: str = "cpu"
     dtype: torch.dtype | None = None
+    memory: int | None = None
+    plan: MemoryPlan | None = None
 
     def __post_init__(self):
         for name, path in find_parts(self.model).items():
@@ -82,20 +86,55 @@ class Weights:
             cast(str, self.model), cast(str, self.vae), cast(str, self.text_encoder), self.vocoder
         )
 
+    def paths(self) -> dict[str, str | Path | None]:
+        """The four parts by name, those of the embedded model too."""
+        if not self.embedded:
+            return {
+                "model": self.model,
+                "vae": self.vae,
+                "text_encoder": self.text_encoder,
+                "vocoder": self.vocoder,
+            }
+        folder = embedded.folder()
+        vocoder = folder / "vocoder"
+        return {
+            "model": embedded.model_file(),
+            "vae": folder / "vae",
+            "text_encoder": folder / "caption_encoder",
+            "vocoder": vocoder if vocoder.exists() else None,
+        }
+
+    def planned(self, clip: Clip, guidance: Guidance) -> Weights:
+        """These with the plan for a clip, if `memory` is limited.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        if self.memory is None:
+            return self
+        model, text = (torch.float32, torch.float32) if self.embedded else (None, torch.bfloat16)
+        made = memory.plan(
+            self.paths(), clip, guidance, self.memory, self.device, self.dtype or model, self.dtype or text
+        )
+        return replace(self, plan=made)
+
     def load_model(self) -> DualBranchDiT:
+        streamed = self.plan.model if self.plan else ()
         if self.embedded:
-            return embedded.load_model(self.device, self.dtype)
-        return load_model(cast(str, self.model), self.device, self.dtype, keep_fp8=True)
+            return embedded.load_model(self.device, self.dtype, streamed)
+        return load_model(cast(str, self.model), self.device, self.dtype, keep_fp8=True, streamed=streamed)
 
     def load_vae(self) -> WanVAE:
-        if self.embedded:
-            return embedded.load_vae(self.device)
-        return load_vae(cast(str, self.vae), self.device)
+        vae = embedded.load_vae(self.device) if self.embedded else load_vae(cast(str, self.vae), self.device)
+        vae.tiles = self.plan.tiles if self.plan else None
+        return vae
 
     def load_caption_encoder(self) -> CaptionEncoder:
         if self.embedded:
             return embedded.load_caption_encoder(self.device)
-        return load_caption_encoder(cast(str, self.text_encoder), self.device, self.dtype or torch.bfloat16)
+        streamed = self.plan.text_encoder if self.plan else ()
+        dtype = self.dtype or torch.bfloat16
+        return load_caption_encoder(cast(str, self.text_encoder), self.device, dtype, streamed)
 
     def load_vocoder(self) -> Vocoder | GriffinLim:
         if self.embedded:
@@ -259,6 +298,11 @@ class Inputs:
     image: Tensor | None
     audio: Tensor | None
     notes: list[str]
+
+    def clip(self) -> Clip:
+        """What decides the memory of the run."""
+        voice = 0 if self.plan.reference_mel is None else self.plan.reference_mel.shape[1]
+        return Clip(self.plan.mode, *self.size, self.plan.frames, self.plan.mels, voice)
 
 
 def read_inputs(completed: CompletedRequest, as_said: Callable[[str], str] = str) -> Inputs:
@@ -469,7 +513,7 @@ class Pipeline:
     def encode_frames(self, frames: Tensor) -> Tensor:
         """uint8 `[F, H, W, 3]` -> normalised latent `[1, C, T, H/16, W/16]` on the device."""
         with self.vae.used() as vae:
-            return vae.encode(files.to_float(frames)[None].to(self.device))
+            return vae.encode(files.to_float(frames)[None])
 
     def sample(
         self,
@@ -489,7 +533,8 @@ class Pipeline:
     def decode_video(self, latent: Tensor, on_frame: Callable[[int, int], None] | None = None) -> Tensor:
         """`[1, C, T, h, w]` -> uint8 `[F, H, W, 3]` on the CPU; `on_frame(done, T)` by latent frame."""
         with self.vae.used() as vae:
-            return files.to_uint8(vae.decode(latent.to(self.device), on_frame)[0])
+            video = vae.decode(latent.to(self.device), on_frame)[0]
+        return torch.cat([files.to_uint8(part) for part in video.split(8, dim=1)])
 
     def decode_audio(self, latent: Tensor, on_part: Callable[[int, int], None] | None = None) -> Tensor:
         """`[B, L, 80]` -> waveforms `[B, n]` at 24 kHz on the CPU; `on_part(done, parts)` by stage."""
@@ -559,6 +604,7 @@ def generate(
     on_step: Callable[[int, int], None] = lambda done, steps: None,
     cancelled: Callable[[], bool] = lambda: False,
     on_decoded: Callable[[int, int], None] = lambda done, parts: None,
+    on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
 ) -> Result:
     """Make one clip and write it. Everything that can be wrong is looked at before the first model is loaded.
 
@@ -571,6 +617,10 @@ def generate(
     pipeline = Pipeline.load(weights)
     guidance = completed.guidance.for_layers(pipeline.config.layers)
     inputs = read_inputs(completed, embedded.plain if weights.embedded else str)
+    if weights.memory is not None:
+        weights = weights.planned(inputs.clip(), guidance)
+        pipeline = Pipeline.load(weights)
+        on_plan(cast(MemoryPlan, weights.plan))
     notes = inputs.notes
     if weights.embedded:
         notes[:0] = [f"no weights given: this is {embedded.NOTICE}", *embedded.warnings(request.text)]
@@ -596,6 +646,9 @@ def generate(
             pipeline.text_encoder.release()
         with stage("encode"):
             task = prepare_task(pipeline, inputs)
+            if weights.plan:  # never beside the transformer
+                pipeline.vae.release()
+                pipeline.vocoder.release()
         with stage("load"):
             pipeline.model.get()
         with stage("sample"):

@@ -28,6 +28,7 @@ from .model.variants import align
 from .sampling.defaults import Guidance
 from .sampling.guidance import GuidedModel
 from .sampling.sampler import integrate, schedule
+from .weights.fp8 import use_fp8
 
 TOLERANCE = 1e-4
 GOLDEN = Path(__file__).parent / "data" / "golden"  # ships with the package
@@ -49,8 +50,13 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / norm) if norm > 0 else float((a - b).norm())
 
 
-def verify(path: str | Path) -> Iterator[Case]:
-    """Every case of a golden file.
+def verify(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    fp8: bool = False,
+) -> Iterator[Case]:
+    """Every case of a golden file, the model's on `device` in `dtype`; `fp8`: its linear weights in fp8.
 
     Raises:
         UserError: the file is missing, damaged or no golden file.
@@ -66,7 +72,8 @@ def verify(path: str | Path) -> Iterator[Case]:
         if "waveform" in values:
             return _mel_cases(values)
         if any(name.startswith("w.") for name in values):
-            return _model_cases(values, path.with_suffix(".json"))
+            values = {name: x.to(device) for name, x in values.items()}
+            return _model_cases(values, path.with_suffix(".json"), dtype, fp8)
     elif path.suffix == ".json":
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -95,11 +102,15 @@ def _text_cases(cases: list[dict]) -> Iterator[Case]:
             yield Case(f"text {i} {language} null", null_symbol_ids(language, reference) != case["neg_ids"])
 
 
-def _model_cases(values: dict[str, Tensor], description: Path) -> Iterator[Case]:
+def _model_cases(
+    values: dict[str, Tensor], description: Path, dtype: torch.dtype, fp8: bool
+) -> Iterator[Case]:
     if not description.is_file():
         raise UserError(f"{description} is missing; it describes the cases of the .safetensors beside it")
     golden = json.loads(description.read_text(encoding="utf-8"))
-    model = _golden_model(golden["config"], values)
+    model = _golden_model(golden["config"], values).to(values["in.video"].device, dtype)
+    if fp8:
+        use_fp8(model)
     given = {name[3:]: x for name, x in values.items() if name.startswith("in.")}
     frames, mels = golden["T"], golden["La"]
 
@@ -127,7 +138,7 @@ def _model_cases(values: dict[str, Tensor], description: Path) -> Iterator[Case]
 
     if "plan.a2v_index" in values:
         window = align(model.config, frames, mels).window
-        yield Case("plan.a2v_index", float(not torch.equal(window, values["plan.a2v_index"])))
+        yield Case("plan.a2v_index", float(not torch.equal(window, values["plan.a2v_index"].cpu())))
 
     with torch.inference_mode():
         for name, case in golden.get("forward", {}).items():
@@ -137,11 +148,11 @@ def _model_cases(values: dict[str, Tensor], description: Path) -> Iterator[Case]
             given_task = task(case, case.get("ref_audio", False), v2a)
             video, audio = given_task.apply(given["video"], given["audio"])
             out = model(
-                video,
-                audio,
-                torch.tensor([case["t"]], dtype=torch.float32),
-                texts(case["caption"], case["text"]),
-                References(given_task.reference_image, given_task.reference_mel),
+                video.to(dtype),
+                audio.to(dtype),
+                torch.tensor([case["t"]], dtype=torch.float32, device=video.device),
+                texts(case["caption"], case["text"]).to(dtype),
+                References(given_task.reference_image, given_task.reference_mel).to(dtype),
                 Conditioned(given_task.conditioned_video, given_task.conditioned_audio),
                 ActiveParts(a2v, v2a, _skipped(case)),
             )

@@ -6,6 +6,7 @@ import html
 import json
 import re
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 
 import ftfy
@@ -97,18 +98,22 @@ def clean(text: str) -> str:
 
 
 def load_caption_encoder(
-    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    streamed: Collection[str] = (),
 ) -> CaptionEncoder:
     """Loads umT5 and its tokenizer from any of their public forms, see `open_text_encoder`.
 
     On the CPU in their own dtype the weights are the file's pages; linear layers stored in fp8 stay in fp8.
+    Those named in `streamed` stay in their file and come to the device as they are used.
 
     Raises:
         UserError: as `open_text_encoder` and `load_tokenizer`; tensors missing or of another shape.
     """
     files, names, model = open_text_encoder(path)
     tokenizer = load_tokenizer(files)
-    load_tensors(model, files, names, device, dtype, keep_fp8=True)
+    load_tensors(model, files, names, device, dtype, True, streamed)
     model.encoder.embed_tokens.weight = model.shared.weight
     return CaptionEncoder(model, tokenizer)
 

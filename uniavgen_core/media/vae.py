@@ -16,6 +16,7 @@ from ..weights.files import TensorFiles, log
 from ..weights.fp8 import load_tensors
 from ..weights.identify import open_part
 from .hooks import called
+from .vae_tiles import Tiles, decode, encode
 
 LATENT_CHANNELS = 48
 SPATIAL = 16
@@ -69,11 +70,15 @@ _DECISIVE = ("encoder.conv_in.weight", "decoder.conv_out.weight", "post_quant_co
 
 
 class WanVAE:
-    """Encodes frames in -1..1 to latents of mean 0 and deviation 1 per channel, and decodes them."""
+    """Encodes frames in -1..1 to latents of mean 0 and deviation 1 per channel, and decodes them.
+
+    `tiles`: of a frame, for encoding and decoding with less memory (see `vae_tiles`); None: whole frames.
+    """
 
     def __init__(self, model):
         """`model` is a `diffusers.AutoencoderKLWan` of the Wan2.2 kind."""
         self.model = model.eval().requires_grad_(False)
+        self.tiles: tuple[Tiles, Tiles] | None = None
         shape = (1, LATENT_CHANNELS, 1, 1, 1)
         self.mean = torch.tensor(model.config.latents_mean, device=model.device).view(shape)
         self.std = torch.tensor(model.config.latents_std, device=model.device).view(shape)
@@ -102,7 +107,10 @@ class WanVAE:
             )
         if height % SPATIAL or width % SPATIAL or not height or not width:
             raise UserError(f"frames are {width}x{height}, the VAE takes multiples of {SPATIAL}; resize them")
-        latent = self.model.encode(frames.to(self.model.device, self.model.dtype)).latent_dist.mode()
+        if self.tiles is not None:
+            latent = encode(self.model, frames, self.tiles[0])
+        else:
+            latent = self.model.encode(frames.to(self.model.device, self.model.dtype)).latent_dist.mode()
         return (latent.float() - self.mean) / self.std
 
     @torch.no_grad()
@@ -111,7 +119,8 @@ class WanVAE:
     ) -> torch.Tensor:
         """`[B, 48, T, h, w]` -> float32 `[B, 3, 4(T-1)+1, 16h, 16w]` in -1..1.
 
-        `on_frame(done, T)` is called after each latent frame, which is how the decoder works.
+        `on_frame(done, T)` is called after each latent frame, which is how the decoder works; with `tiles`
+        after each of each tile, and the frames lie on the CPU.
 
         Raises:
             UserError: another shape.
@@ -119,6 +128,9 @@ class WanVAE:
         if latent.ndim != 5 or latent.shape[1] != LATENT_CHANNELS or not latent.numel():
             raise UserError(f"the latent is {list(latent.shape)}, expected [B, {LATENT_CHANNELS}, T, h, w]")
         raw = latent.to(self.model.device, torch.float32) * self.std + self.mean
+        if self.tiles is not None:
+            tell = on_frame or (lambda done, parts: None)
+            return decode(self.model, raw.to(self.model.dtype), self.tiles[1], tell).float()
         with called(self.model.decoder, lambda done: on_frame and on_frame(done, latent.shape[2])):
             return self.model.decode(raw.to(self.model.dtype)).sample.float().clamp(-1, 1)
 

@@ -7,6 +7,7 @@ fp8 (an fp8 `X.weight` with one number beside it, `X.scale_weight` or `X.weight_
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -147,13 +148,15 @@ def load_model(
     dtype: torch.dtype | None = None,
     heads: int | None = None,
     keep_fp8: bool = False,
+    streamed: Collection[str] = (),
 ) -> DualBranchDiT:
     """Load a checkpoint: built without memory, each tensor then goes straight to `device`.
 
     All of it takes one dtype: `dtype`, else the file's (of most parameters; bfloat16 for fp8). On the
     CPU in the file's own dtype the weights are the file's pages (see `TensorFiles.tensor`). With `keep_fp8`
-    weights stored in fp8 stay so and are dequantised as they are used, with the same result. Tensors that
-    the model does not take are named in a warning of the log.
+    weights stored in fp8 stay so and are dequantised as they are used, with the same result. Those named in
+    `streamed` stay in their file and come to the device as they are used. Tensors that the model does not
+    take are named in a warning of the log.
 
     Raises:
         UserError: not a UniAVGen checkpoint, unknown `heads` (see `Checkpoint.config`), or tensors
@@ -164,5 +167,5 @@ def load_model(
     for note in notes:
         log.warning(note)
     names = {name: name for name in model.state_dict()}
-    load_tensors(model, checkpoint, names, device, dtype or checkpoint.dtype, keep_fp8)
+    load_tensors(model, checkpoint, names, device, dtype or checkpoint.dtype, keep_fp8, streamed)
     return model.eval()

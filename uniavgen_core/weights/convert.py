@@ -27,7 +27,9 @@ from .checkpoint import CONFIG_KEY, read_checkpoint
 from .files import FLOATS, FP8, TensorFiles, log
 from .identify import KINDS, find_parts, open_any, open_part
 from .write import (
+    MODEL_LINEAR,
     STORAGE,
+    TEXT_LINEAR,
     DtypeName,
     Entry,
     check_dtype,
@@ -38,13 +40,6 @@ from .write import (
     write_tensors,
 )
 
-MODEL_LINEAR = re.compile(
-    r"(audio_)?blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])\.weight"
-    r"|(a2v|v2a)_blocks\.\d+\.[qkvo]\.weight"
-)
-TEXT_LINEAR = re.compile(
-    r"encoder\.block\.\d+\.layer\.(0\.SelfAttention\.[qkvo]|1\.DenseReluDense\.w(i_[01]|o))\.weight"
-)
 # part -> folder of ComfyUI's models, and file name by dtype
 COMFYUI = {
     "model": ("diffusion_models", "uniavgen_{dtype}.safetensors"),

@@ -291,6 +291,10 @@ class TensorFiles:
             value = value.float() * self.scale(name).to(device)
         return value.to(dtype)
 
+    def quantised(self, name: str) -> bool:
+        """Whether a tensor is stored in 8 bits and multiplied by its `scale`."""
+        return self.tensors[name].dtype.startswith(("F8", "I8"))
+
     def scale(self, name: str) -> Tensor:
         """The float32 number that an fp8 weight is to be multiplied by."""
         info = self.scales.get(name)

@@ -11,9 +11,9 @@ from ..media.vae import open_vae
 from ..media.vocoder import open_vocoder
 from ..model.config import Config
 from .checkpoint import read_checkpoint
-from .convert import MODEL_LINEAR
 from .files import TensorFiles, log
 from .identify import KINDS, find_parts, open_any
+from .write import MODEL_LINEAR
 
 WHAT = {
     "model": "a UniAVGen checkpoint",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,13 @@ DtypeName = Literal["fp32", "bf16", "fp16", "fp8"]
 
 STORAGE = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8": FP8}
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
+MODEL_LINEAR = re.compile(
+    r"(audio_)?blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])\.weight"
+    r"|(a2v|v2a)_blocks\.\d+\.[qkvo]\.weight"
+)
+TEXT_LINEAR = re.compile(
+    r"encoder\.block\.\d+\.layer\.(0\.SelfAttention\.[qkvo]|1\.DenseReluDense\.w(i_[01]|o))\.weight"
+)
 MARKER = "scaled_fp8"  # two elements ask ComfyUI to multiply in full precision
 
 
