@@ -233,9 +233,7 @@ def encode_memory(model: Any, clip: Clip, tiles: Tiles, frames: int) -> int:
     video = torch.empty(1, 3, some, clip.height, clip.width, device="meta")
     with torch.inference_mode(), Allocations() as counted:
         one = 0
-        for features in vae_tiles.encode_tile(
-            model, [video[:, :, :1], *video[:, :, 1:].split(4, dim=2)], *_middle(tiles, rows, columns)
-        ):
+        for features in vae_tiles.encode_tile(model, video, *_middle(tiles, rows, columns)):
             one = features.shape[1] * rows * columns * features.element_size()
     return counted.peak + (1 + (frames - 1) // 4) * one
 

@@ -87,10 +87,9 @@ def encode(model: Any, frames: Tensor, tiles: Tiles) -> Tensor:
     """
     encoder, patch = model.encoder, model.config.patch_size
     height, width = (n // (PIXELS * patch) for n in frames.shape[3:])
-    chunks = [frames[:, :, :1], *frames[:, :, 1:].split(4, dim=2)]
     features: list[Tensor] = []
     for row, column in tiles.grid(height, width):
-        for i, x in enumerate(encode_tile(model, chunks, row, column)):
+        for i, x in enumerate(encode_tile(model, frames, row, column)):
             if i == len(features):
                 features.append(x.new_empty(*x.shape[:3], height, width))
             features[i][..., row.begin : row.end, column.begin : column.end] = x
@@ -105,8 +104,8 @@ def encode(model: Any, frames: Tensor, tiles: Tiles) -> Tensor:
     return model.quant_conv(torch.cat(out, dim=2)).chunk(2, dim=1)[0]
 
 
-def encode_tile(model: Any, chunks: list[Tensor], row: Span, column: Span) -> Iterator[Tensor]:
-    """What the middle block of the encoder is given, `[B, D, 1, rows, columns]` of each chunk of frames."""
+def encode_tile(model: Any, frames: Tensor, row: Span, column: Span) -> Iterator[Tensor]:
+    """What the middle block of the encoder is given of a tile, `[B, D, 1, rows, columns]` by latent frame."""
     encoder, patch = model.encoder, model.config.patch_size
     reach = 0
     for block in reversed(encoder.down_blocks):
@@ -114,7 +113,7 @@ def encode_tile(model: Any, chunks: list[Tensor], row: Span, column: Span) -> It
             reach = 2 * reach + 2
         reach += RESNET * len(block.resnets)
     margin = -(-(reach + 1) // PIXELS)
-    size = [n // (PIXELS * patch) for n in chunks[0].shape[3:]]
+    size = [n // (PIXELS * patch) for n in frames.shape[3:]]
     wide = [Span(max(s.begin - margin, 0), min(s.end + margin, n)) for s, n in zip((row, column), size)]
     (h, w), (rows, columns) = (
         [slice(s.begin, s.end) for s in (span.at(PIXELS * patch) for span in wide)],
@@ -122,8 +121,9 @@ def encode_tile(model: Any, chunks: list[Tensor], row: Span, column: Span) -> It
     )
     device, dtype = encoder.conv_in.weight.device, encoder.conv_in.weight.dtype
     cache: list[Any] = [None] * CONVOLUTIONS
-    for chunk in chunks:
-        x = _folded(chunk[..., h, w].to(device, dtype), patch)
+    for i in range((frames.shape[2] + 3) // 4):  # the first frame, then four at a time
+        chunk = frames[:, :, max(4 * i - 3, 0) : 4 * i + 1, h, w]
+        x = _folded(chunk.to(device, dtype), patch)
         place = [1]
         x, cache[0] = _causal(encoder.conv_in, x, cache[0])
         for block in encoder.down_blocks:
