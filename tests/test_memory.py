@@ -185,7 +185,7 @@ def test_a_margin_one_pixel_narrower_is_seen(vae, monkeypatch):
 # counting and planning
 
 
-def test_the_counted_memory_of_decoding_is_the_measured_one(vae):
+def test_the_counted_memory_of_decoding_is_that_of_real_tensors(vae):
     tiles = Tiles(1, 2)
     with torch.device("meta"):
         empty = autoencoder(dict(vae.model.config))
@@ -194,7 +194,9 @@ def test_the_counted_memory_of_decoding_is_the_measured_one(vae):
     latent = torch.randn(1, 48, 5, 4, 30)
     vae.tiles = (Tiles(), tiles)
     out = 3 * 17 * 64 * 480 * 4
-    assert counted <= measured(lambda: vae.decode(latent)) <= 1.15 * counted + 3 * out
+    with Allocations() as real:  # not torch's allocator: on a CPU its convolutions unfold their input
+        vae.decode(latent)
+    assert counted <= real.peak <= 1.05 * counted + 2 * out
 
 
 def test_the_counted_memory_of_steps_is_the_measured_one():

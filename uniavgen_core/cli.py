@@ -21,6 +21,7 @@ from .theatre.evaluation.command import add_parser as add_eval
 from .training.command import add_parser as add_train
 
 if TYPE_CHECKING:
+    from .memory import MemoryPlan
     from .sampling.defaults import Guidance, Savings
 
 DTYPES = ("fp32", "bf16", "fp16")
