@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("source", help="the release's folder, or a part: folder, shards, one file")
     p.add_argument("target", nargs="?", help="the .safetensors file to write")
     p.add_argument("--comfyui", metavar="MODELS", help="ComfyUI's models folder, in place of a target")
-    p.add_argument("--dtype", choices=("fp32", "bf16", "fp16", "fp8"), help="default: as in the source")
+    p.add_argument("--dtype", choices=(*DTYPES, "fp8", "int8"), help="default: as in the source")
     p.set_defaults(run=_convert)
 
     p = commands.add_parser("bench", help="what a run costs")

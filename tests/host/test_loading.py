@@ -22,6 +22,7 @@ CLOSE = {
     ("bf16.safetensors", "default"): 2e-2,
     ("fp8.safetensors", "default"): 0.1,
     ("prefixed_fp8.safetensors", "default"): 0.1,
+    ("int8.safetensors", "default"): 0.05,
     ("fp32.safetensors", "fp8_e4m3fn"): 0.2,
     ("fp32.safetensors", "fp8_e4m3fn_fast"): 0.2,
     ("fp32.safetensors", "fp8_e5m2"): 0.3,
@@ -39,7 +40,7 @@ def pack(host, tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("diffusion_models")
     config = module("uniavgen_core.model.config").TINY
     weights = random_model(3).state_dict()
-    for dtype in ("fp32", "bf16", "fp16", "fp8"):
+    for dtype in ("fp32", "bf16", "fp16", "fp8", "int8"):
         module("uniavgen_core.weights.convert").save_checkpoint(
             folder / f"{dtype}.safetensors", weights.items(), config, dtype
         )

@@ -24,7 +24,7 @@ from ..media.vocoder import CONFIG_FIELDS, new_bigvgan, open_vocoder
 from ..model.config import Config
 from ..model.dit import DualBranchDiT
 from .checkpoint import CONFIG_KEY, read_checkpoint
-from .files import FLOATS, FP8, TensorFiles, log
+from .files import FLOATS, FP8, INT8, TensorFiles, log
 from .identify import KINDS, find_parts, open_any, open_part
 from .write import (
     MODEL_LINEAR,
@@ -69,11 +69,15 @@ class Plan:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, stored in self.names.items():
             info = self.files.tensors[stored]
-            if self.layout[name].code == info.dtype == FP8:
+            if self.layout[name].code == info.dtype and info.dtype in (FP8, INT8):
                 yield name, self.files.stored_tensor(info)
-                yield scale_name(name), self.files.scale(stored)
+                scale = self.files.scale(stored)
+                yield (
+                    scale_name(name, info.dtype),
+                    scale if info.dtype == FP8 else scale.expand(info.shape[0], 1),
+                )
             else:
-                exact = torch.float32 if info.dtype.startswith("F8") else None
+                exact = torch.float32 if self.files.quantised(stored) else None
                 yield name, self.files.tensor(stored, dtype=exact)
         for name, tensor in self.extra.items():
             yield name, tensor()
@@ -89,8 +93,9 @@ def save_checkpoint(
 
     "fp8" is ComfyUI's scaled fp8: the linear weights inside the blocks as `X.weight` in float8_e4m3fn with
     `X.scale_weight` (largest magnitude / 448), the rest bfloat16, and the two-element marker `scaled_fp8`
-    that asks ComfyUI to multiply in full precision. The config goes into the metadata. The file appears
-    only when complete; one tensor at a time is in memory.
+    that asks ComfyUI to multiply in full precision. "int8" is its int8_tensorwise: the same weights in int8
+    with `X.weight_scale` for each row (largest magnitude / 127). The config goes into the metadata. The file
+    appears only when complete; one tensor at a time is in memory.
 
     Raises:
         UserError: no room on the disk, a folder that cannot be written to, values too large for fp16.
@@ -124,7 +129,7 @@ def plan(source: str | Path, part: str, dtype: DtypeName | None = None, heads: i
     Raises:
         UserError: another kind of file, an incomplete one, a dtype that the part is not kept in.
     """
-    if part in ("vae", "vocoder") and dtype == "fp8":
+    if part in ("vae", "vocoder") and dtype in ("fp8", "int8"):
         raise UserError(f"the {part} is kept in fp32, bf16 or fp16; choose another --dtype")
     return {"model": _model, "vae": _vae, "text_encoder": _text_encoder, "vocoder": _vocoder}[part](
         source, dtype, heads
@@ -231,10 +236,10 @@ def _file_layout(
     """The layout of a new file with these tensors of old ones."""
     shapes = {name: files.tensors[stored].shape for name, stored in names.items()}
     codes = {name: files.tensors[stored].dtype for name, stored in names.items()}
-    if any(code not in FLOATS for code in codes.values()):
+    if any(codes[n] not in FLOATS and not files.quantised(stored) for n, stored in names.items()):
         raise UserError(f"{files.path} holds tensors that are not floating point: get the unchanged file")
-    if dtype is None and any(code.startswith("F8") for code in codes.values()):
-        dtype = "fp8"
+    if dtype is None and any(map(files.quantised, names.values())):
+        dtype = "int8" if INT8 in codes.values() else "fp8"
     return _layout(shapes, codes, dtype, linear)
 
 
@@ -244,9 +249,11 @@ def _layout(
     dtype: DtypeName | None,
     linear: re.Pattern | None,
 ) -> dict[str, Entry]:
-    """`linear`: the weights that fp8 files keep in fp8; `codes`: what a tensor keeps without `dtype`."""
+    """`linear`: the weights that 8-bit files keep in 8 bits; `codes`: what a tensor keeps without `dtype`."""
     if dtype is None:
         return {name: Entry(tuple(shape), codes[name]) for name, shape in shapes.items()}
-    rest = "BF16" if dtype == "fp8" else STORAGE[dtype]
-    fp8 = {name for name in shapes if dtype == "fp8" and linear and linear.fullmatch(name)}
-    return with_scales({n: Entry(tuple(s), FP8 if n in fp8 else rest) for n, s in shapes.items()})
+    eight = dtype in ("fp8", "int8")
+    rest = "BF16" if eight else STORAGE[dtype]
+    small = {name for name in shapes if eight and linear and linear.fullmatch(name)}
+    stored = {name: STORAGE[dtype] if name in small else rest for name in shapes}
+    return with_scales({name: Entry(tuple(shape), stored[name]) for name, shape in shapes.items()})

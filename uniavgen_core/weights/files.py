@@ -24,6 +24,9 @@ from ..errors import UserError
 MAX_HEADER = 100_000_000
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin|\.pth)")
 FP8 = "F8_E4M3"
+INT8 = "I8"
+INT8_FORMAT = "int8_tensorwise"  # ComfyUI's name, also where each row has its scale
+QUANTISED = ("F8", INT8)  # how the codes of tensors begin that are multiplied by a scale
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -228,12 +231,12 @@ class TensorFiles:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of most parameters; bfloat16 for fp8."""
+        """Of most parameters; bfloat16 for fp8 and int8."""
         counts = Counter()
         for info in self.tensors.values():
             counts[info.dtype] += info.parameters
         most = counts.most_common(1)[0][0]
-        return torch.bfloat16 if most.startswith("F8") else TORCH_DTYPES[most]
+        return torch.bfloat16 if most.startswith(QUANTISED) else TORCH_DTYPES[most]
 
     def check(
         self, expected: Mapping[str, tuple[int, ...]], names: Mapping[str, str] | None = None
@@ -259,7 +262,14 @@ class TensorFiles:
                     ],
                     "misshapen",
                 ),
-                ([f"{n} {i.dtype}" for n, i in found.items() if i.dtype not in FLOATS], "not floating point"),
+                (
+                    [
+                        f"{n} {i.dtype}"
+                        for n, i in found.items()
+                        if i.dtype not in FLOATS and names[n] not in self.scales
+                    ],
+                    "not floating point",
+                ),
             )
             if names
         ]
@@ -278,7 +288,7 @@ class TensorFiles:
     def tensor(
         self, name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> Tensor:
-        """One of the part's tensors, dequantised, on `device`; fp8 becomes bfloat16 unless `dtype` is given.
+        """One of the part's tensors, dequantised, on `device`; 8 bits become bfloat16 without `dtype`.
 
         On the CPU in its stored dtype it is the file's own pages (a private, copy-on-write mapping:
         writing to it changes memory, never the file); otherwise it is a new tensor.
@@ -286,19 +296,21 @@ class TensorFiles:
         info = self.tensors[name]
         value = self.stored_tensor(info).to(device)
         if dtype is None:
-            dtype = torch.bfloat16 if info.dtype.startswith("F8") else value.dtype
+            dtype = torch.bfloat16 if self.quantised(name) else value.dtype
         if name in self.scales:
             value = value.float() * self.scale(name).to(device)
         return value.to(dtype)
 
     def quantised(self, name: str) -> bool:
         """Whether a tensor is stored in 8 bits and multiplied by its `scale`."""
-        return self.tensors[name].dtype.startswith(("F8", "I8"))
+        return self.tensors[name].dtype.startswith(QUANTISED)
 
     def scale(self, name: str) -> Tensor:
-        """The float32 number that an fp8 weight is to be multiplied by."""
+        """What an 8-bit weight is to be multiplied by, float32: a number, or one for each row `[n, 1]`."""
         info = self.scales.get(name)
-        return torch.ones(()) if info is None else self.stored_tensor(info).float().reshape(())
+        if info is None:
+            return torch.ones(())
+        return self.stored_tensor(info).float().reshape(() if info.parameters == 1 else (-1, 1))
 
     def stored_tensor(self, info: TensorInfo) -> Tensor:
         """A tensor as its file holds it, memory-mapped."""
@@ -318,26 +330,37 @@ class TensorFiles:
             notes = parse_json(
                 self.metadata["_quantization_metadata"], f"{self.path}: _quantization_metadata"
             )
-            formats = {layer: note.get("format") for layer, note in notes.get("layers", {}).items()}
+            formats = {layer: _format(note) for layer, note in notes.get("layers", {}).items()}
         for name, info in self.stored.items():
             layer, _, leaf = name.rpartition(".")
             if leaf in ("scale_weight", "weight_scale"):
                 self.scales[f"{layer}.weight"] = info
             elif leaf == "comfy_quant":
                 note = parse_json(bytes(self.stored_tensor(info).tolist()), f"{self.path}: {name}")
-                formats[layer] = note.get("format")
+                formats[layer] = _format(note)
             elif name != "scaled_fp8" and leaf not in ("scale_input", "input_scale"):
                 tensors[name] = info
-        foreign = {f for f in formats.values() if f not in ("float8_e4m3fn", "float8_e5m2")}
-        blockwise = [n for n, info in self.scales.items() if info.parameters != 1]
+        foreign = {f for f in formats.values() if f not in ("float8_e4m3fn", "float8_e5m2", INT8_FORMAT)}
+
+        def fits(weight: TensorInfo | None, scale: TensorInfo) -> bool:
+            by_row = weight is not None and weight.dtype == INT8 and scale.shape == (weight.shape[0], 1)
+            return by_row or scale.parameters == 1
+
+        blockwise = [n for n, info in self.scales.items() if not fits(tensors.get(n), info)]
         if foreign or blockwise:
             kind = ", ".join(sorted(map(str, foreign)))
-            kind = kind or f"fp8 with many scales a tensor ({first_few(blockwise)})"
+            kind = kind or f"8 bits with many scales a tensor ({first_few(blockwise)})"
             raise UserError(
-                f"{self.path} is quantised as {kind}; expected fp32, bf16, fp16 or fp8 with one scale a "
-                "tensor: use such a file"
+                f"{self.path} is quantised as {kind}; expected fp32, bf16, fp16, fp8 with one scale a tensor "
+                "or int8 with one a tensor or row: use such a file"
             )
         return tensors
+
+
+def _format(note: dict) -> str:
+    """What ComfyUI calls the quantisation of a layer; with rotated weights it is another one."""
+    rotated = note.get("convrot") or (note.get("params") or {}).get("convrot")
+    return f"{note.get('format')}{' with convrot' if rotated else ''}"
 
 
 def _cut(size: int, whole: int) -> Identity:

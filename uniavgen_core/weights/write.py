@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..atomic import replacing
 from ..errors import UserError
-from .files import FP8, TORCH_DTYPES, first_few
+from .files import FP8, INT8, INT8_FORMAT, TORCH_DTYPES, first_few
 
-DtypeName = Literal["fp32", "bf16", "fp16", "fp8"]
+DtypeName = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
 
-STORAGE = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8": FP8}
+STORAGE = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8": FP8, "int8": INT8}
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 MODEL_LINEAR = re.compile(
     r"(audio_)?blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])\.weight"
@@ -29,6 +29,7 @@ MODEL_LINEAR = re.compile(
 TEXT_LINEAR = re.compile(
     r"encoder\.block\.\d+\.layer\.(0\.SelfAttention\.[qkvo]|1\.DenseReluDense\.w(i_[01]|o))\.weight"
 )
+INT8_MAX = 127
 MARKER = "scaled_fp8"  # two elements ask ComfyUI to multiply in full precision
 
 
@@ -49,22 +50,32 @@ def check_dtype(dtype: str | None) -> None:
         raise UserError(f"dtype is {dtype!r}; expected one of {', '.join(STORAGE)}: choose one of these")
 
 
-def scale_name(weight: str) -> str:
-    return weight.removesuffix("weight") + "scale_weight"
+def scale_name(weight: str, code: str = FP8) -> str:
+    return weight.removesuffix("weight") + ("weight_scale" if code == INT8 else "scale_weight")
 
 
 def with_scales(layout: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The layout with a scale for each fp8 weight and the marker, if there are any."""
-    quantised = [name for name, entry in layout.items() if entry.code == FP8]
-    if not quantised:
-        return dict(layout)
-    return {**layout, **{scale_name(n): Entry((), "F32") for n in quantised}, MARKER: Entry((2,), FP8)}
+    """The layout with a scale for each fp8 weight and the marker, and one for each row of an int8 weight."""
+    fp8 = {scale_name(n): Entry((), "F32") for n, entry in layout.items() if entry.code == FP8}
+    int8 = {
+        scale_name(n, INT8): Entry((entry.shape[0], 1), "F32")
+        for n, entry in layout.items()
+        if entry.code == INT8
+    }
+    return {**layout, **fp8, **int8, **({MARKER: Entry((2,), FP8)} if fp8 else {})}
+
+
+def quantisation_note(layout: Mapping[str, Entry]) -> dict[str, str]:
+    """The metadata that tells ComfyUI which layers are int8; it multiplies them in full precision."""
+    note = {"format": INT8_FORMAT, "full_precision_matrix_mult": True}
+    layers = {n.removesuffix(".weight"): note for n, entry in layout.items() if entry.code == INT8}
+    return {"_quantization_metadata": json.dumps({"layers": layers})} if layers else {}
 
 
 def encode(
     tensors: Iterable[tuple[str, Tensor]], layout: Mapping[str, Entry]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors as the file stores them; an fp8 weight is followed by its scale.
+    """The tensors as the file stores them; an fp8 or int8 weight is followed by its scale or scales.
 
     Raises:
         UserError: values that the dtype cannot hold.
@@ -82,6 +93,13 @@ def encode(
             scale = torch.where(largest > 0, largest / FP8_MAX, 1.0)
             yield name, (value / scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
             yield scale_name(name), scale
+        elif code == INT8 and value.dtype != torch.int8:
+            lowest, highest = value.float().aminmax(dim=1, keepdim=True)
+            largest = torch.maximum(-lowest, highest)
+            whole = largest.isfinite().all()
+            scale = torch.where(largest > 0, largest / INT8_MAX, 1.0)
+            yield name, (value / scale).round_().clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
+            yield scale_name(name, INT8), scale
         else:
             stored = value.to(TORCH_DTYPES[code])
             whole = code != "F16" or stored.isfinite().all()
@@ -119,7 +137,7 @@ def write_tensors(
         ValueError: tensors that do not fit the layout.
     """
     check_target(path, layout)
-    header: dict = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    header: dict = {"__metadata__": {"format": "pt", **(metadata or {}), **quantisation_note(layout)}}
     end = 0
     for name in sorted(layout, key=lambda n: (-TORCH_DTYPES[layout[n].code].itemsize, n)):
         begin, end = end, end + layout[name].size
