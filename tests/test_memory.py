@@ -21,6 +21,7 @@ from uniavgen_core.media import caption, vae_tiles
 from uniavgen_core.media.files import read_video
 from uniavgen_core.media.vae import autoencoder, random_vae
 from uniavgen_core.media.vae_tiles import Tiles
+from uniavgen_core.media.vocoder import load_vocoder
 from uniavgen_core.memory import Clip
 from uniavgen_core.model.config import TINY
 from uniavgen_core.model.inputs import TextConditioning
@@ -214,6 +215,24 @@ def test_the_counted_memory_of_steps_is_the_measured_one():
         return guided
 
     assert measured(two_steps) == pytest.approx(counted, rel=0.1)
+
+
+def test_the_text_encoder_takes_no_more_than_is_counted(release):
+    file = release / "models_t5_umt5-xxl-enc-bf16.pth"
+    files, names, _ = caption.open_text_encoder(file)
+    encoder = caption.load_caption_encoder(file, dtype=torch.bfloat16)
+    with Allocations() as real:
+        assert encoder(["A person talks. " * 300]).shape[1] == caption.CAPTION_LENGTH
+    assert real.peak <= memory.text_activations(files, names, torch.bfloat16) <= 3 * real.peak
+
+
+def test_the_vocoder_takes_no_more_than_is_counted(release):
+    stage = memory._vocoder(release / "code2wav_bigvgan_model", CLIP)
+    vocoder = load_vocoder(release / "code2wav_bigvgan_model")
+    with torch.inference_mode(), Allocations() as real:
+        vocoder(torch.zeros(1, 80, CLIP.mels))
+    assert real.peak <= stage.parts["activations"] <= 5 * real.peak
+    assert stage.parts["weights"] == 4 * sum(p.numel() for p in vocoder.state_dict().values())
 
 
 def test_a_deep_model_is_counted_from_its_first_layers():

@@ -217,7 +217,7 @@ def decode_memory(model: Any, clip: Clip, tiles: Tiles) -> int:
     width = model.post_quant_conv.out_channels
     some = min(latents, 3)  # with the third everything is full that is kept from one to the next
     raw = torch.empty(1, width, some, rows, columns, device="meta")
-    row, column = _middle(tiles, rows, columns)
+    row, column = _widest_tile(tiles, rows, columns)
     with torch.inference_mode(), Allocations() as counted:
         middles = list(vae_tiles.middles(model, raw))
         one = middles[0].untyped_storage().nbytes()
@@ -233,19 +233,19 @@ def encode_memory(model: Any, clip: Clip, tiles: Tiles, frames: int) -> int:
     video = torch.empty(1, 3, some, clip.height, clip.width, device="meta")
     with torch.inference_mode(), Allocations() as counted:
         one = 0
-        for features in vae_tiles.encode_tile(model, video, *_middle(tiles, rows, columns)):
+        for features in vae_tiles.encode_tile(model, video, *_widest_tile(tiles, rows, columns)):
             one = features.shape[1] * rows * columns * features.element_size()
     return counted.peak + (1 + (frames - 1) // 4) * one
 
 
-def _middle(tiles: Tiles, rows: int, columns: int) -> tuple[vae_tiles.Span, vae_tiles.Span]:
-    """The tile with the widest margins and the most rows and columns."""
+def _widest_tile(tiles: Tiles, rows: int, columns: int) -> tuple[vae_tiles.Span, vae_tiles.Span]:
+    """The tile that is largest with its margins."""
     grid = tiles.grid(rows, columns)
     return max(grid, key=lambda t: _extent(t[0], rows) * _extent(t[1], columns))
 
 
 def _extent(span: vae_tiles.Span, length: int) -> int:
-    margin = 13
+    margin = 13  # that of the decoder's first block
     return min(span.end + margin, length) - max(span.begin - margin, 0)
 
 
