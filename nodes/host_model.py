@@ -39,7 +39,7 @@ from ..uniavgen_core.modes import MODES
 from .cfg_functions import owner, without_effect
 
 TASK_NODES = "a UniAVGen task node (Joint, Reference Voice, Continuation, Dubbing, Audio-Driven, Edit)"
-# With it BaseModel.memory_required says 2.75 GB a pass for 81 frames of 1280x736 in bf16, and 5.5 GB for a step;
+# With it BaseModel.memory_required says 2.75 GB a pass, 5.5 GB a step, for 81 frames of 1280x736 in bf16;
 # counted for a step (`memory.model_memory`): 2.4 GB in joint, 6.3 GB in dubbing, 4.1 of them kept keys.
 MEMORY_USAGE_FACTOR = 0.035
 
