@@ -290,7 +290,7 @@ def test_an_fp8_text_encoder_computes_what_its_dequantised_self_computes(comfyui
     for name, layer in list(encoder.model.named_modules()):
         if isinstance(layer, Fp8Linear):
             plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
-            plain.weight = torch.nn.Parameter(layer.weight, requires_grad=False)
+            plain.weight = torch.nn.Parameter(layer.ready(torch.bfloat16), requires_grad=False)
             parent, _, leaf = name.rpartition(".")
             setattr(encoder.model.get_submodule(parent), leaf, plain)
     assert torch.equal(encoder([CAPTION]), states)
