@@ -302,6 +302,18 @@ def test_the_clip_is_the_same_with_streamed_weights_and_tiles(capfd, tmp_path, r
     assert "memory: at most 0." in said.err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--text", "Hello.", "--memory", "-1"], "--memory is -1; give a positive number of GB, such as 8"),
+        (["--script", "lines.txt", "--memory", "8"], "--memory plans a single clip"),
+    ],
+)
+def test_a_limit_without_sense_is_refused(capsys, tmp_path, options, said):
+    assert cli.main(["generate", "--out", str(tmp_path / "clip.mp4"), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_too_small_a_limit_is_refused_before_anything_is_loaded(release):
     weights = Weights(str(release), memory=int(0.5e9))
     with pytest.raises(

@@ -335,6 +335,8 @@ def _generate(options: argparse.Namespace) -> int:
         raise UserError("generate says one of --text and --script; give one of them")
     if options.parts is not None and options.script is None:
         raise UserError("--parts belongs to --script; leave it out")
+    if options.memory is not None and options.script is not None:
+        raise UserError("--memory plans a single clip, --script makes many; leave one of them out")
     script = None if options.script is None else read_script_file(options.script)
     weights = replace(_weights(options), memory=_memory(options))
     settings = weights.settings()
