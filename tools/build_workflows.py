@@ -402,12 +402,12 @@ def one_clip(mode: str, embedded: bool) -> Graph:
         g.narrow(260)
     save(g, (node, 0), name)
     if mode == "guidance_grid":
-        save(g, (node, 1), f"{name}_clip")
+        save(g, (node, 1), f"{name}_clip", "Save Video: every clip")
     return g
 
 
-def save(g: Graph, clip: Link, name: str) -> Node:
-    return g.add("SaveVideo", video=clip, filename_prefix=f"video/uniavgen_{name}")
+def save(g: Graph, clip: Link, name: str, title: str | None = None) -> Node:
+    return g.add("SaveVideo", title, video=clip, filename_prefix=f"video/uniavgen_{name}")
 
 
 def face_mask(embedded: bool) -> Graph:
@@ -421,7 +421,7 @@ def face_mask(embedded: bool) -> Graph:
     node = g.add_subgraph(core, NODE_HEIGHT, FACE_MASK[0], image=image)
     g.place(820, width=260)
     save(g, (node, 0), name)
-    save(g, (node, 3), f"{name}_mask")
+    save(g, (node, 3), f"{name}_mask", "Save Video: face mask")
     return g
 
 
@@ -467,7 +467,7 @@ def upscaled(embedded: bool) -> Graph:
     g.place(350, width=340)
     made = g.add_subgraph(core, NODE_HEIGHT, "Image and Words to Talking Video", image=image)
     g.place(730, width=270)
-    video = g.add_subgraph(larger, 150, UPSCALED[0], images=(made, 1), audio=(made, 2))
+    video = g.add_subgraph(larger, 100, "Enlarge and Smooth", images=(made, 1), audio=(made, 2))
     g.place(1040, width=240)
     save(g, (video, 0), "embedded_upscaled" if embedded else "upscaled")
     return g

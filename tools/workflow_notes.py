@@ -22,7 +22,10 @@ WEIGHTS = (
     "then press R."
 )
 PUPPET = "Needs no download; a small puppet model, trained on drawn faces and 72 words, not the 7 B model."
-
+PUPPET_AND_FILE = (
+    "A small puppet model, trained on drawn faces and 72 words, not the 7 B model. The interpolation is one "
+    "file, 69 MB: the page lists it where it is missing."
+)
 PUPPET_WORDS = "Sentences of 2 to 5 words in 2 s; the words it knows are on the help page of Puppet."
 TAKE = "Another **seed** is another take. Steps and size are inside the node."
 
@@ -95,8 +98,8 @@ LINES = {
             "Two more files, 136 MB; the page lists what is missing. Some 12 GB of memory.",
         ],
         [
-            "Every frame 4 times larger; three frames for one, every second kept: 24 a second.",
-            "One file, 69 MB: the page lists it where it is missing.",
+            "VAE Decode in **tiles**; every frame 4 times larger.",
+            "Three frames for one, every second kept: **24 a second**, lips in time with the audio.",
         ],
     ],
     "face_mask": 2
@@ -119,5 +122,6 @@ LINES = {
 
 
 def note(name: str, embedded: bool) -> str:
-    lines = [PUPPET if embedded else WEIGHTS, *LINES[name][embedded]]
+    puppet = PUPPET_AND_FILE if name == "upscaled" else PUPPET
+    lines = [puppet if embedded else WEIGHTS, *LINES[name][embedded]]
     return "\n".join([f"### {TITLES[name]}", *(f"- {line}" for line in lines)]) + "\n"

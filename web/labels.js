@@ -15,9 +15,9 @@ app.registerExtension({
       before?.apply(this, arguments)
       if (this.flags?.collapsed || canvas?.low_quality) return
       context.save()
-      context.font = '10px Arial'
+      context.font = '11px Arial'
       context.textAlign = 'left'
-      context.fillStyle = '#aaa'
+      context.fillStyle = '#bbb'
       for (const widget of this.widgets ?? []) {
         if (widget.type === 'customtext' && !widget.hidden) context.fillText(widget.label ?? widget.name, LEFT, widget.y + BASELINE)
       }
