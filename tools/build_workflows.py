@@ -434,7 +434,7 @@ def enlarge(embedded: bool) -> Subgraph:
         with g.group("1  Enlarge", "load"):
             large = g.add("ImageScaleBy", image=frames, upscale_method="lanczos", scale_by=factor)
     else:
-        factor = g.face("scale_by", 0.5, "then times, of 4 times larger")
+        factor = g.face("scale_by", 0.5, "scale after the 4 times")
         with g.group("1  Enlarge", "load"):
             upscaler = g.add("UpscaleModelLoader", models=[UPSCALER], model_name=UPSCALER["name"])
             larger = g.add("ImageUpscaleWithModel", upscale_model=(upscaler, 0), image=frames)
@@ -496,7 +496,8 @@ def encode_stage(p: Parts, embedded: bool) -> Subgraph:
         positive, negative = captions(g, p, caption)
         g.column()
         text = speech(g, p, words, "")
-    for name, node in {"positive": positive, "negative": negative, "speech": text, "video": video}.items():
+    given = {"positive": positive, "negative": negative, "speech": text, "encoded video": video}
+    for name, node in given.items():
         g.give(name, (node, 0))
     return g
 
@@ -555,7 +556,7 @@ def all_stages(embedded: bool) -> Graph:
     """
     g = Graph()
     name = "embedded_advanced" if embedded else "advanced"
-    g.place(0, width=260)
+    g.place(0, width=296)
     if embedded:
         p = loaders(g, embedded)
     else:
@@ -563,18 +564,18 @@ def all_stages(embedded: bool) -> Graph:
         links: list[Link] = [(loaded, slot) for slot in range(5)]
         p = Parts(*links, SamplingDefaults(), CAPTION, LINE, VOICE_LINE)
     image = sources(g, "joint", embedded)["image"]
-    g.place(300, width=270)
+    g.place(334, width=256)
     encode = encode_stage(p, embedded)
     encoded = g.add_subgraph(
         encode, 330, "Encode", vae=p.vae, clip=p.clip, speech_encoder=p.speech_encoder, image=image
     )
-    g.place(610, width=200)
+    g.place(628, width=190)
     prepared = g.add(
         "UniAVGenJoint",
-        **{face: (encoded, slot) for slot, (face, _) in enumerate(encode.outputs)},
+        **{face: (encoded, slot) for slot, face in enumerate(("positive", "negative", "speech", "video"))},
         frames=p.settings.frames,
     )
-    g.place(850, width=250)
+    g.place(856, width=246)
     conditions = {face: (prepared, slot) for slot, face in enumerate(("positive", "negative", "latent"))}
     sampled = g.add_subgraph(generate_stage(p, embedded), 290, "Generate", model=p.model, **conditions)
     g.place(1140, width=210)
@@ -583,7 +584,7 @@ def all_stages(embedded: bool) -> Graph:
     )
     g.place(1140, 190, width=210)
     saved = save(g, (decoded, 0), name)
-    g.place(610, 350, width=490)
+    g.place(628, 350, width=474)
     g.note(note("advanced", embedded), NOTE_HEIGHT)
     above = [(sampled, "model"), (decoded, "vae"), (decoded, "vocoder")]
     for at, (node, slot) in enumerate(above):

@@ -19,7 +19,8 @@ app.registerExtension({
       context.textAlign = 'left'
       context.fillStyle = '#bbb'
       for (const widget of this.widgets ?? []) {
-        if (widget.type === 'customtext' && !widget.hidden) context.fillText(widget.label ?? widget.name, LEFT, widget.y + BASELINE)
+        // y is 0 until the page has laid the node out
+        if (widget.type === 'customtext' && !widget.hidden && widget.y) context.fillText(widget.label ?? widget.name, LEFT, widget.y + BASELINE)
       }
       context.restore()
     }
