@@ -73,7 +73,7 @@ def add_actions(actions: argparse._SubParsersAction) -> None:
     p.add_argument("--batch", type=int, default=8, help="clips a step")
     p.add_argument("--seeds", type=int, default=3, help="trainings of each arm")
     p.add_argument("--clips", type=int, default=64, help="held-out clips for losses and masks")
-    p.add_argument("--sampled", type=int, default=32, help="how many of them are generated")
+    p.add_argument("--sampled", type=int, default=32, help="how many of them are generated; 0: none")
     p.add_argument("--sampling-steps", type=int, default=16)
     p.add_argument("--save-every", type=int, default=20, help="steps between checkpoints")
     p.set_defaults(run=resumable(_ablations))

@@ -1,9 +1,9 @@
 """Trains and measures the arms; a study that was stopped goes on where it was.
 
-The folder holds `about.json`, and for each seed and arm a folder with the stage's log and `clips.jsonl`, one
-line of measures for each held-out clip. The interaction alone learns: all arms of a seed have the same two
-branches, which stay as they are, and a new interaction (equal where its shapes are), and see the same clips,
-times and noise in one order.
+The folder holds `about.json`, `kept/` with what is computed once, and for each seed and arm a folder with the
+stage's log and `clips.jsonl`, one line of measures for each held-out clip. The interaction alone learns: all
+arms of a seed have the same two branches, which stay as they are, and a new interaction (equal where its
+shapes are), and see the same clips, times and noise in one order.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ...atomic import write_text
@@ -23,7 +24,7 @@ from ...model.dit import DualBranchDiT
 from ...pipeline import Pipeline
 from ...sampling.defaults import Guidance
 from ...training import cast_ops
-from ...training.data import Latents
+from ...training.data import Latents, save_atomically
 from ...training.initialise import initialise
 from ...training.loop import Run, fit, make_accelerator
 from ...training.objective import Batch
@@ -68,11 +69,13 @@ class Study:
     _known: Tensor | None = None
 
     def __post_init__(self):
-        for name in ("steps", "batch", "seeds", "sampled", "sampling_steps", "save_every"):
+        for name in ("steps", "batch", "seeds", "sampling_steps", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; use at least 1")
-        if self.clips < max(2, self.sampled):
-            raise UserError(f"--clips is {self.clips}; use at least 2, and no less than --sampled")
+        if not 0 <= self.sampled <= self.clips or self.clips < 2:
+            raise UserError(
+                f"--clips is {self.clips} and --sampled {self.sampled}; use 2 or more and sample 0 to all"
+            )
         about = {
             "start": fingerprint(self.pipeline.model.get()),
             "latents": len(self.latents),
@@ -113,7 +116,8 @@ class Study:
         if not arm.interaction:
             return model.eval()
         if self._known is None:
-            self._known = video_tokens(start, self.latents)
+            kept = self._kept("video_tokens", lambda: {"known": video_tokens(start, self.latents)})
+            self._known = kept["known"]
         stage = arm.stage(self.steps, self.batch)
         recipe = Recipe(model.config, (stage,), seed=seed, ema=0.9)
         run = Run(save_every=self.save_every)
@@ -181,9 +185,23 @@ class Study:
     def examples(self) -> list[Example]:
         """The held-out clips, the same for all arms."""
         while len(self._examples) < self.clips:
-            index = len(self._examples)
-            self._examples.append(Example.make(self.theatre, index, self.pipeline.vae.get()))
+            self._examples.append(self._example(len(self._examples)))
         return self._examples
+
+    def _example(self, index: int) -> Example:
+        def latents() -> dict[str, Tensor]:
+            return Example.make(self.theatre, index, self.pipeline.vae.get()).latents
+
+        given = self.theatre.reference(index, self.theatre.other_voice(index))
+        return Example(index, self.theatre.clip(index), self._kept(f"clip-{index}", latents), given)
+
+    def _kept(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors that a study that goes on reads again."""
+        file = self.out / "kept" / f"{name}.safetensors"
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            save_atomically(make(), file)
+        return load_file(file)
 
     @staticmethod
     def _parts(rows: list[dict], size: int = 8) -> Iterator[list[dict]]:
