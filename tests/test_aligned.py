@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
-import oracle
 import pytest
 import torch
 from conftest import forward, inputs, randomise
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_paper import attend, before_self_attention, mask_of
 
+from uniavgen_core import oracle
 from uniavgen_core.errors import UserError
 from uniavgen_core.model import rope
 from uniavgen_core.model.config import TINY

@@ -6,12 +6,12 @@ from dataclasses import replace
 from fractions import Fraction
 from math import ceil, floor
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uniavgen_core import oracle
 from uniavgen_core.model.config import TINY
 from uniavgen_core.model.variants import align
 

@@ -2,17 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from clips import (
     uniavgen,
 )
-from oracle import Clip, forward, speech_features
 from torch.utils.flop_counter import FlopCounterMode
 
-from uniavgen_core import bench
-from uniavgen_core.model.config import RELEASED
+from uniavgen_core import bench, compare
+from uniavgen_core.model.config import RELEASED, TINY
+from uniavgen_core.oracle import Clip, forward, speech_features
 from uniavgen_core.sampling.guidance import Guidance
 
 SMALL = bench.Size(96, 128, 9)
@@ -80,6 +81,25 @@ def test_a_dubbing_run_computes_the_video_once(make_model):
     assert steps[1] == min(steps)
     assert steps[0] > 1.5 * steps[1]
     assert sum(steps) < 0.5 * 10 * bench.naive_step_flops(config, SMALL, Guidance())
+
+
+def test_beside_the_oracle_a_step_is_the_same_and_takes_less_memory(tmp_path, capfd, monkeypatch):
+    points = [compare.Point(5, 64), compare.Point(9, 64), compare.Point(5, 64, takes=2)]
+    sweeps = {"frames": points[:2], "takes": [points[0], points[2]]}
+    config = replace(TINY, layers=2, interaction_layers=(0,))
+    report = compare.compare(tmp_path, sweeps=sweeps, config=config)
+    rows = report["rows"]
+    assert [compare.Point(row["frames"], row["side"], row["takes"]) for row in rows] == points
+    assert all(row["differs"] < 1e-5 for row in rows)
+    assert all(row["mb"] < row["oracle_mb"] for row in rows[:2])
+    assert all(row["seconds"] > 0 and row["oracle_seconds"] > 0 for row in rows)
+    assert "<svg" in (tmp_path / "compare.svg").read_text()
+
+    monkeypatch.setattr(compare, "measure", None)  # what is there is not measured again
+    assert compare.compare(tmp_path, sweeps=sweeps, config=config)["rows"] == rows
+    code, _, notes = uniavgen(capfd, "bench", "--compare", tmp_path, "--layers", 3)
+    assert code == 2
+    assert "choose another folder" in notes
 
 
 def test_every_stage_is_timed(capfd):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import oracle
 import pytest
 import torch
 from conftest import randomise
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from uniavgen_core import RELEASED
+from uniavgen_core import RELEASED, oracle
 from uniavgen_core.model.a2v import A2V
 from uniavgen_core.model.config import TINY
 from uniavgen_core.model.layers import sdpa

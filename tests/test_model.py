@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
-import oracle
 import pytest
 import torch
 from conftest import forward, inputs, randomise
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from uniavgen_core import DualBranchDiT
+from uniavgen_core import DualBranchDiT, oracle
 from uniavgen_core.model.cache import Cache
 from uniavgen_core.model.config import TINY
 from uniavgen_core.model.inputs import Velocity

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import oracle
 import pytest
 import torch
 from conftest import forward, inputs, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import linear, part
 from torch import Tensor
 
-from uniavgen_core import DualBranchDiT
+from uniavgen_core import DualBranchDiT, oracle
 from uniavgen_core.model.config import TINY
+from uniavgen_core.oracle import linear, part
 
 PAPER = replace(TINY, variant="paper", layers=1, interaction_layers=(0,))
 T, H, W = 3, 2, 3  # latent frames, tokens down and across

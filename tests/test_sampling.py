@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import oracle
 import pytest
 import torch
 from conftest import inputs
 
+from uniavgen_core import oracle
 from uniavgen_core.conditioning import Anew, Span, condition
 from uniavgen_core.errors import UserError
 from uniavgen_core.model.config import TINY

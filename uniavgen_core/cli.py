@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from .batch.command import add_parser as add_batch
 from .errors import UserError  # torch is imported by the commands that need it: `--help` answers at once
 from .modes import MODES
 from .sampling.defaults import DEFAULT_PRESET, PRESETS, SamplingDefaults
@@ -22,6 +23,7 @@ from .training.command import add_parser as add_train
 
 if TYPE_CHECKING:
     from .memory import MemoryPlan
+    from .pipeline import Request, Weights
     from .sampling.defaults import Guidance, Savings
 
 DTYPES = ("fp32", "bf16", "fp16")
@@ -88,7 +90,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    d = SamplingDefaults()
     parser = _Parser(
         prog="uniavgen",
         description="Generates videos of a person saying a given text.",
@@ -101,9 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Makes a clip. The defaults named here are the released model's; the embedded one, which "
         "runs without weights, has its own.",
     )
-    modes = "; ".join(f"{mode.name}: {mode.about}" for mode in MODES.values())
-    p.add_argument("--mode", default="joint", help=modes)
-    p.add_argument("--text", help="what is said in the whole clip")
+    _add_clip(p)
     p.add_argument(
         "--script",
         metavar="FILE",
@@ -116,6 +115,21 @@ def _parser() -> argparse.ArgumentParser:
         help="with --script: where its parts stay, so that only changed sentences and what follows them are "
         "made again (default: OUT with .parts)",
     )
+    p.add_argument("--out", required=True, help="the video to write (.mp4, .mov, .mkv)")
+    _add_weights(p)
+    _add_memory(p)
+    p.add_argument("--json", action="store_true", help="print what was made as JSON")
+    p.set_defaults(run=_generate)
+    _add_other_commands(commands)
+    return parser
+
+
+def _add_clip(p: argparse.ArgumentParser) -> None:
+    """The options of one clip, without those that say where it goes and with which weights it is made."""
+    d = SamplingDefaults()
+    modes = "; ".join(f"{mode.name}: {mode.about}" for mode in MODES.values())
+    p.add_argument("--mode", help=f"{modes} (default joint)")
+    p.add_argument("--text", help="what is said in the whole clip")
     p.add_argument("--caption", default="", help="what is seen: the person, the place, the mood")
     p.add_argument(
         "--negative-caption", default="", help="what the null pass is told instead (default nothing)"
@@ -126,7 +140,6 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--audio", help=f"speech to animate ({_modes_with('audio')})")
     p.add_argument("--voice", help=f"a clip of the voice to speak with ({_modes_with('voice')})")
     p.add_argument("--voice-text", help="what is said in --voice")
-    p.add_argument("--out", required=True, help="the video to write (.mp4, .mov, .mkv)")
     p.add_argument(
         "--frames",
         type=_frames,
@@ -168,10 +181,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_savings(p)
     p.add_argument("--seed", type=int, help=f"-1 draws one and prints it (default {d.seed})")
-    _add_weights(p)
-    _add_memory(p)
-    p.add_argument("--json", action="store_true", help="print what was made as JSON")
-    p.set_defaults(run=_generate)
+
+
+def _add_other_commands(commands: argparse._SubParsersAction) -> None:
+    add_batch(commands, _add_clip, _add_weights, _request, _weights_on)
 
     p = commands.add_parser("inspect", help="say what a weights file or a folder of them is")
     p.add_argument("file")
@@ -207,6 +220,13 @@ def _parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("bench", help="what a run costs")
     p.add_argument("--flops", action="store_true", help="count FLOPs of the released size; needs no weights")
+    p.add_argument(
+        "--compare",
+        metavar="FOLDER",
+        help="a step beside the naive oracle at released width, over frames, resolution and takes, on a CPU: "
+        "compare.json and compare.svg; needs no weights, takes minutes, run it again to go on",
+    )
+    p.add_argument("--layers", type=int, default=2, help="of the models that are compared")
     p.add_argument("--width", type=int, default=None)
     p.add_argument("--height", type=int, default=None)
     p.add_argument("--frames", type=int, default=None)
@@ -218,7 +238,6 @@ def _parser() -> argparse.ArgumentParser:
     recipes = {"embedded": theatre.embedded_recipe, "aligned": theatre.aligned_recipe}
     theatre.add_actions(add_train(commands, recipes))
     add_eval(commands, _add_weights, _weights)
-    return parser
 
 
 def _frames(text: str) -> int | str:
@@ -289,21 +308,21 @@ def _memory(options: argparse.Namespace) -> int | None:
     return int(options.memory * 1e9)
 
 
-def _weights(options: argparse.Namespace):
+def _weights(options: argparse.Namespace) -> Weights:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from .pipeline import Weights
+    from .pipeline import check_device
 
     disable_progress_bar()  # there is one already
     given = any((options.model, options.vae, options.text_encoder, options.vocoder))
     device = options.device or ("cuda" if given and torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu"
-        ) from error
+    return _weights_on(options, check_device(device))
+
+
+def _weights_on(options: argparse.Namespace, device: str) -> Weights:
+    from .pipeline import Weights
+
     return Weights(
         options.model,
         options.vae,
@@ -328,7 +347,7 @@ def _generate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from .media import FPS
-    from .pipeline import Request, generate
+    from .parallel import generate_on_all, is_first, processes
     from .script import generate_script, read_script_file
 
     if (options.text is None) == (options.script is None):
@@ -337,20 +356,14 @@ def _generate(options: argparse.Namespace) -> int:
         raise UserError("--parts belongs to --script; leave it out")
     if options.memory is not None and options.script is not None:
         raise UserError("--memory plans a single clip, --script makes many; leave one of them out")
+    if options.script is not None and processes() > 1:
+        raise UserError("a script is made by one process; run it without torchrun")
     script = None if options.script is None else read_script_file(options.script)
     weights = replace(_weights(options), memory=_memory(options))
     settings = weights.settings()
-    names = (
-        "mode out caption negative_caption image video audio voice voice_text language "
-        "frames prefix_frames edit_start edit_end edit short_side steps shift seed preset"
-    )
-    request = Request(
-        guidance=_guidance(options, settings.guidance),
-        savings=_savings(options),
-        text=options.text or "",
-        **{name: getattr(options, name) for name in names.split()},
-    )
-    bar = tqdm(total=request.steps or settings.steps, unit="step", disable=None, leave=False)
+    request = _request(options, settings)
+    silent = None if is_first() else True  # None: where stderr is no terminal
+    bar = tqdm(total=request.steps or settings.steps, unit="step", disable=silent, leave=False)
 
     def on_stage(name: str) -> None:
         if name == "sample" or name.startswith("part "):
@@ -373,10 +386,12 @@ def _generate(options: argparse.Namespace) -> int:
     callbacks = {"on_stage": on_stage, "on_step": on_step, "on_decoded": on_decoded}
     with bar:
         if script is None:
-            result = generate(request, weights, on_plan=on_plan, **callbacks)
+            result = generate_on_all(request, weights, on_plan=on_plan, **callbacks)
         else:
             parts = options.parts or f"{options.out}.parts"
             result = generate_script(request, script, weights, parts, **callbacks)
+    if result is None:  # the first process says what was made
+        return 0
     for note in result.notes:
         print(f"uniavgen: {note}", file=sys.stderr)
     if options.json:
@@ -385,6 +400,23 @@ def _generate(options: argparse.Namespace) -> int:
         length = result.frames / FPS
         print(f"{result.out}: {result.width}x{result.height}, {result.frames} frames, {length:.2f} s")
     return 0
+
+
+def _request(options: argparse.Namespace, settings: SamplingDefaults) -> Request:
+    """Of the options of `_add_clip` and `out`; what `settings` are asked for is the guidance."""
+    from .pipeline import Request
+
+    names = (
+        "out caption negative_caption image video audio voice voice_text language "
+        "frames prefix_frames edit_start edit_end edit short_side steps shift seed preset"
+    )
+    return Request(
+        mode=options.mode or "joint",
+        text=options.text or "",
+        guidance=_guidance(options, settings.guidance),
+        savings=_savings(options),
+        **{name: getattr(options, name) for name in names.split()},
+    )
 
 
 def _guidance(options: argparse.Namespace, default: Guidance) -> Guidance:
@@ -491,7 +523,20 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from .compare import compare
+
+    report = compare(Path(options.compare), options.layers, on_point=lambda row: print(_row(row), flush=True))
+    if options.json:
+        _print_json(report)
+    return 0
+
+
 def _bench(options: argparse.Namespace) -> int:
+    if options.compare:
+        return _compare(options)
     from .bench import Size, flops_report, stage_report
     from .model.config import RELEASED
 

@@ -142,6 +142,26 @@ class Weights:
         return load_vocoder(self.vocoder, self.device) if self.vocoder else GriffinLim()
 
 
+def drawn_seed() -> int:
+    """What seed -1 asks for."""
+    return random.SystemRandom().randrange(2**32)
+
+
+def check_device(device: str) -> str:
+    """The name of a device on which tensors can be made and read.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    try:
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu"
+        ) from error
+    return device
+
+
 @dataclass(frozen=True)
 class Request:
     """One clip to make. Paths are files; which of them a mode needs and allows stands in `modes.MODES`.
@@ -198,7 +218,7 @@ class Request:
 
         seed, notes = chosen("seed"), []
         if seed == -1:
-            seed = random.SystemRandom().randrange(2**32)
+            seed = drawn_seed()
             notes.append(f"seed {seed} was drawn")
         frames = self.frames
         if frames is None:
@@ -605,16 +625,18 @@ def generate(
     cancelled: Callable[[], bool] = lambda: False,
     on_decoded: Callable[[int, int], None] = lambda done, parts: None,
     on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
+    pipeline: Pipeline | None = None,
 ) -> Result:
     """Make one clip and write it. Everything that can be wrong is looked at before the first model is loaded.
 
+    `pipeline`: of the same weights, for callers that make many clips; by default one is made and dropped.
     What is conditioned and stems from a file comes back from that file, not through VAE and vocoder.
 
     Raises:
         UserError: see `Request.completed`, `Weights.check`, `read_inputs` and the loaders.
     """
     completed = request.completed(weights.settings())
-    pipeline = Pipeline.load(weights)
+    pipeline = pipeline or Pipeline.load(weights)
     guidance = completed.guidance.for_layers(pipeline.config.layers)
     inputs = read_inputs(completed, embedded.plain if weights.embedded else str)
     if weights.memory is not None:

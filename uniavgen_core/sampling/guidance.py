@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +34,15 @@ def speech_features(encoder: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
     return torch.cat([encoded for _, encoded in features])[order]
 
 
+RunPasses = Callable[[list[Callable[[], Velocity]]], list[Velocity]]
+"""Runs the passes of a step, which do not depend on each other, and gives their results in the same order."""
+
+
+def one_by_one(passes: list[Callable[[], Velocity]]) -> list[Velocity]:
+    """The default `RunPasses`."""
+    return [run() for run in passes]
+
+
 class GuidedModel:
     """The model with a task, two pairs of texts and a guidance: latents in, one guided velocity out.
 
@@ -47,7 +59,9 @@ class GuidedModel:
         guidance: Guidance,
         attention: Attention = sdpa,
         savings: Savings = Savings(),  # noqa: B008 (frozen)
+        run_passes: RunPasses = one_by_one,
     ):
+        self.run_passes = run_passes
         self.model, self.task, self.guidance, self.attention = model, task, guidance, attention
         self.positive, self.negative = positive, negative
         self.full_cache, self.null_cache = Cache(), Cache()
@@ -59,10 +73,13 @@ class GuidedModel:
         interacts = self.guidance.null_interacts(step, steps)
         guided = self.guidance.needs_null and not self.model.config.distilled
         needed = self.passes.needed(video, audio, time, step, steps, guided, interacts)
-        full, null = self.passes.completed(
-            self.full(video, audio, time) if needed.full else None,
-            self.null(video, audio, time, interacts) if needed.null else None,
-        )
+        wanted = {}
+        if needed.full:
+            wanted["full"] = partial(self.full, video, audio, time)
+        if needed.null:
+            wanted["null"] = partial(self.null, video, audio, time, interacts)
+        made = dict(zip(wanted, self.run_passes(list(wanted.values()))))
+        full, null = self.passes.completed(made.get("full"), made.get("null"))
         if null is None:
             return full
         return Velocity(

@@ -14,7 +14,7 @@ from ..model.dit import DualBranchDiT
 from ..model.inputs import TextConditioning, Velocity
 from ..model.layers import Attention, sdpa
 from .defaults import Guidance, SamplingDefaults, Savings
-from .guidance import GuidedModel
+from .guidance import GuidedModel, RunPasses, one_by_one
 
 
 class Cancelled(UserError):
@@ -107,6 +107,7 @@ def sample(
     noise: tuple[Tensor, Tensor] | None = None,
     attention: Attention = sdpa,
     savings: Savings = Savings(),  # noqa: B008 (frozen)
+    run_passes: RunPasses = one_by_one,
     **callbacks: Any,
 ) -> Sample:
     """One clip's latents; conditioned frames come back exactly as they were given.
@@ -114,7 +115,8 @@ def sample(
     `noise`: video and audio, in place of that of `seed`. `savings`: passes that are left out. `callbacks`:
     `on_step` and `cancelled` of `integrate`. The same seed gives the same clip.
     """
-    velocity = GuidedModel(model, task, positive, negative, guidance or Guidance(), attention, savings)
+    guidance = guidance or Guidance()
+    velocity = GuidedModel(model, task, positive, negative, guidance, attention, savings, run_passes)
     video, audio = task.noise(seed) if noise is None else noise
     run = integrate(velocity, video, audio, schedule(steps, shift), **callbacks)
     return Sample(*task.apply(run.video, run.audio), run.face_masks, velocity.passes.runs)

@@ -1,7 +1,7 @@
 """The model as docs/model.md writes it, slowly and plainly: one clip, one token, one head at a time.
 
 Everything takes a state dict (docs/model.md section 2), works in the dtype of what it is given and shares no
-code with `uniavgen_core`. Clips are single: video [48, T, H, W], audio [L, 80].
+code with the rest of the package. Clips are single: video [48, T, H, W], audio [L, 80].
 """
 
 from __future__ import annotations
