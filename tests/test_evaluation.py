@@ -27,7 +27,7 @@ from uniavgen_core.model.dit import DualBranchDiT
 from uniavgen_core.pipeline import Pipeline
 from uniavgen_core.sampling.guidance import Guidance
 from uniavgen_core.theatre.clips import Theatre
-from uniavgen_core.theatre.evaluation import runs
+from uniavgen_core.theatre.evaluation import people, runs
 from uniavgen_core.theatre.evaluation.metrics import (
     Face,
     interval,
@@ -325,7 +325,9 @@ def test_a_folder_of_puppets_is_measured_with_the_instruments_for_puppets(folder
     assert [row["lag"] for row in found["clips"]] == [0, 0]
 
 
-def test_without_puppets_a_folder_gets_only_measures_that_hold_for_any_clip(folder, capsys):
+def test_without_instruments_a_folder_gets_only_measures_that_hold_for_any_clip(folder, capsys, monkeypatch):
+    none = people.Instruments(missing={"lips": "No module named 'mediapipe'"})
+    monkeypatch.setattr(people, "load_instruments", lambda: none)
     assert main(["eval", "folder", str(folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["instruments"] == "any clip"
@@ -333,7 +335,10 @@ def test_without_puppets_a_folder_gets_only_measures_that_hold_for_any_clip(fold
     assert {name for row in found["clips"] for name in row} == anything
     assert found["summary"]["length"][0] == 33 / 16
     assert main(["eval", "folder", str(folder)]) == 0
-    assert "lips and words are not measured" in capsys.readouterr().out
+    assert (
+        "not measured: lips (No module named 'mediapipe'); for real people pip install"
+        in capsys.readouterr().out
+    )
 
 
 def test_lips_and_words_of_a_photographed_person_are_refused(tmp_path, capsys):

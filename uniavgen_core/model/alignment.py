@@ -28,12 +28,15 @@ class Alignment:
     `frame` int64 `[L]`, `weight` float64 `[L, 2]`: mel frame j attends to
     `weight[j, 0] * latent[frame[j]] + weight[j, 1] * latent[frame[j] + 1]` (V2A).
     `phase` int64 `[L]`: place of mel frame j within its latent frame, of `PHASES`; "aligned" alone has it.
+    `times` float64 `[T]`: where latent frames stand, in mel frames; "global" alone has it: `frame` and
+    `weight` play no part, every mel frame attends to all latent frames, and rotary positions carry the time.
     """
 
     window: Tensor
     frame: Tensor
     weight: Tensor
     phase: Tensor | None = None
+    times: Tensor | None = None
 
 
 @lru_cache(maxsize=16)
@@ -80,6 +83,24 @@ def align_paper(frames: int, mels: int, reach: int) -> Alignment:
     frame = j // k
     alpha = torch.where(frame < frames - 1, (j % k).double() / k, 0.0)
     return Alignment(window.flatten(1).clamp(max=mels - 1), frame, torch.stack((1 - alpha, alpha), dim=-1))
+
+
+@lru_cache(maxsize=16)
+def align_symmetric(frames: int, mels: int, reach: int) -> Alignment:
+    """The symmetric time-aligned interaction the paper compares with: a latent frame and its own block of mel
+    frames see each other alone, without context and without interpolation; `reach` plays no part."""
+    window = align_paper(frames, mels, 0).window
+    frame = torch.arange(mels) // ceil(mels / frames)
+    return Alignment(window, frame, torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(mels, 2))
+
+
+@lru_cache(maxsize=16)
+def align_global(frames: int, mels: int, reach: int) -> Alignment:
+    """The symmetric global interaction the paper compares with: every latent frame sees all mel frames and
+    every mel frame all latent frames; `reach` plays no part."""
+    own = align_symmetric(frames, mels, reach)
+    times = (torch.arange(frames, dtype=torch.float64) + 0.5) * mels / frames - 0.5
+    return Alignment(torch.arange(mels).expand(frames, mels), own.frame, own.weight, times=times)
 
 
 @lru_cache(maxsize=16)

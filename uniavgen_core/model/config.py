@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-Variant = Literal["released", "paper", "aligned"]
+Variant = Literal["released", "paper", "aligned", "symmetric", "global", "unmasked"]
 
 
 @dataclass(frozen=True)
 class Config:
     """Every number that decides the shape of `DualBranchDiT`; defaults are the released 7.1 B model.
 
-    `variant` chooses the cross-modal interaction: "released" (docs/model.md section 4), "paper" or
-    "aligned" (section 5), see `variants`. `window` is the paper's w: latent frames of audio context on either
-    side. `distilled`: the model is told the guidance scales and gives the guided velocity in one pass
-    (docs/fewer-passes.md).
+    `variant` chooses the cross-modal interaction: "released" (docs/model.md section 4), "paper" or "aligned"
+    (section 5); the others are for `train ablations` alone, see `variants`. `window` is the paper's w: latent
+    frames of audio context on either side. `distilled`: the model is told the guidance scales and gives the
+    guided velocity in one pass (docs/fewer-passes.md).
 
     Raises:
         ValueError: sizes that cannot be split into heads, rotary pairs or layers.

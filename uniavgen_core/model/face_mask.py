@@ -34,3 +34,14 @@ class PaperFaceMask(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, dtype: torch.dtype) -> Tensor:
         """As `ReleasedFaceMask.forward`."""
         return torch.sigmoid(self.head(self.norm(x.to(dtype))).float()).squeeze(-1)
+
+
+class NoFaceMask(nn.Module):
+    """`M = 1`: the interaction without face-aware modulation."""
+
+    def __init__(self, dim: int, eps: float, ops, **factory):
+        super().__init__()
+
+    def forward(self, x: Tensor, embedding: Tensor, dtype: torch.dtype) -> Tensor:
+        """As `ReleasedFaceMask.forward`."""
+        return x.new_ones(x.shape[:-1])

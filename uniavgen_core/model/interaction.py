@@ -38,8 +38,10 @@ class InteractionPlan(NamedTuple):
     window: Tensor  # mel frames they attend to [T', W]
     groups: MelGroups | None  # of the n mel frames
     phase: Tensor | None  # of the n mel frames [n]
-    rotary: rope.Rotary  # (row, column) of a frame's tokens
+    rotary: rope.Rotary  # (row, column) of a frame's tokens, V2A's keys
+    query_rotary: rope.Rotary  # of the frames that A2V changes
     window_rotary: rope.Rotary
+    mel_rotary: rope.Rotary | None  # of the n mel frames, where they attend to all latent frames
 
 
 @uncompiled
@@ -51,8 +53,14 @@ def plan_interaction(
     alignment = align(config, len(conditioned.video), len(conditioned.audio))
     height, width = (-(-n // p) for n, p in zip(video.shape[3:], config.patch))
     window, device = alignment.window[frames], video.device
-    groups = None
-    if len(mels):
+    rotary = query_rotary = rope.grid(1, height, width, config.head_dim)
+    mel_rotary = groups = None
+    if alignment.times is not None:
+        rotary = rope.timed_grid(alignment.times, height, width, config.head_dim)
+        query_rotary = rope.Rotary(rotary.cos[frames], rotary.sin[frames])
+        places = rope.window(len(conditioned.audio), config.head_dim)
+        mel_rotary = rope.Rotary(places.cos[mels], places.sin[mels]).to(device)
+    elif len(mels):
         groups = group_mels(alignment.frame[mels], alignment.weight[mels], video.shape[2]).to(device)
     return InteractionPlan(
         a2v=a2v and len(frames) > 0,
@@ -62,8 +70,10 @@ def plan_interaction(
         window=window.to(device),
         groups=groups,
         phase=None if alignment.phase is None else alignment.phase[mels].to(device),
-        rotary=rope.grid(1, height, width, config.head_dim).to(device),
+        rotary=rotary.to(device),
+        query_rotary=query_rotary.to(device),
         window_rotary=rope.window(window.shape[1], config.head_dim).to(device),
+        mel_rotary=mel_rotary,
     )
 
 
@@ -81,12 +91,16 @@ def interact(
             a.kv(layer.a2v),
             plan.window,
             attention,
-            plan.rotary,
+            plan.query_rotary,
             plan.window_rotary,
         )
     if plan.v2a:
         video_kv = v.kv(layer.v2a, mask, plan.rotary)
-        audio_update = layer.v2a(a.target()[:, plan.mels], video_kv, plan.groups, plan.phase)
+        mels = a.target()[:, plan.mels]
+        if plan.groups is None:
+            audio_update = layer.v2a.attend_to_all(mels, video_kv, plan.mel_rotary)
+        else:
+            audio_update = layer.v2a(mels, video_kv, plan.groups, plan.phase)
     if video_update is not None:
         v.add(plan.frames, video_update)
     if audio_update is not None:

@@ -61,6 +61,17 @@ def window(places: int, head_dim: int) -> Rotary:
     return _rotary(angles)
 
 
+def timed_grid(times: Tensor, height: int, width: int, head_dim: int) -> Rotary:
+    """`[T, height * width, head_dim / 2]`: (time, row, column) with time in the table of `window`."""
+    pairs = frame_pairs(head_dim)
+    place = grid(1, height, width, head_dim)
+    time = _rotary(_angles(times, head_dim // 2, head_dim)[:, None, :pairs])
+    rows = (len(times), height * width, -1)
+    return Rotary(
+        *(torch.cat((t.expand(*rows), p[:, pairs:].expand(*rows)), dim=-1) for t, p in zip(time, place))
+    )
+
+
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotate heads `[..., N, heads, head_dim]` by tables `[..., N, head_dim / 2]`, in float32, dtype kept."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config
-from .layers import AttentionProjections
+from .layers import AttentionProjections, sdpa
 from .rope import Rotary, rotate
 from .variants import VARIANTS
 
@@ -157,3 +157,11 @@ class V2A(AttentionProjections):
         if self.residual:
             out = audio + out
         return self.o(out.to(dtype))
+
+    def attend_to_all(self, audio: Tensor, video_kv: VideoKV, rotary: Rotary | None) -> Tensor:
+        """As `forward`, where every mel frame attends to the tokens of all latent frames ("global")."""
+        dtype = video_kv.value.dtype
+        norm = torch.rsqrt(video_kv.square + self.eps)[..., None, None]
+        key, value = (video_kv.key.float() * norm).to(dtype).flatten(1, 2), video_kv.value.flatten(1, 2)
+        out = sdpa(self.query(audio.to(dtype), rotary), key.flatten(-2), value.flatten(-2), self.heads)
+        return self.o((audio + out if self.residual else out).to(dtype))

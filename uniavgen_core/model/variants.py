@@ -1,17 +1,27 @@
 """The variants of the cross-modal interaction, one row each (docs/model.md sections 4 and 5).
 
-"aligned" is our own: the paper's, with both directions aligned in true time and a phase.
+"aligned" is our own: the paper's, with both directions aligned in true time and a phase. "symmetric",
+"global" and "unmasked" are what the paper compares its design with: for `train ablations`, no weights file
+has them.
 A new variant is a name in `config.Variant`, a row of `VARIANTS` and what the row names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .alignment import PHASES, Alignment, align_paper, align_released, align_true_time
+from .alignment import (
+    PHASES,
+    Alignment,
+    align_global,
+    align_paper,
+    align_released,
+    align_symmetric,
+    align_true_time,
+)
 from .config import Config, Variant
-from .face_mask import PaperFaceMask, ReleasedFaceMask
+from .face_mask import NoFaceMask, PaperFaceMask, ReleasedFaceMask
 
 
 @dataclass(frozen=True)
@@ -29,13 +39,22 @@ class InteractionVariant:
     """
 
     align: Callable[[int, int, int], Alignment]
-    face_mask: type[ReleasedFaceMask] | type[PaperFaceMask]
+    face_mask: type[ReleasedFaceMask] | type[PaperFaceMask] | type[NoFaceMask]
     before_blocks: bool
     residual: bool
     zero_init: bool
     reference_mel_clean: bool
     phases: int = 0
 
+
+_PAPER = InteractionVariant(
+    align=align_paper,
+    face_mask=PaperFaceMask,
+    before_blocks=True,
+    residual=True,
+    zero_init=True,
+    reference_mel_clean=True,
+)
 
 VARIANTS: Mapping[Variant, InteractionVariant] = {
     "released": InteractionVariant(
@@ -46,23 +65,11 @@ VARIANTS: Mapping[Variant, InteractionVariant] = {
         zero_init=False,
         reference_mel_clean=False,
     ),
-    "paper": InteractionVariant(
-        align=align_paper,
-        face_mask=PaperFaceMask,
-        before_blocks=True,
-        residual=True,
-        zero_init=True,
-        reference_mel_clean=True,
-    ),
-    "aligned": InteractionVariant(
-        align=align_true_time,
-        face_mask=PaperFaceMask,
-        before_blocks=True,
-        residual=True,
-        zero_init=True,
-        reference_mel_clean=True,
-        phases=PHASES,
-    ),
+    "paper": _PAPER,
+    "aligned": replace(_PAPER, align=align_true_time, phases=PHASES),
+    "symmetric": replace(_PAPER, align=align_symmetric),
+    "global": replace(_PAPER, align=align_global),
+    "unmasked": replace(_PAPER, face_mask=NoFaceMask),
 }
 
 

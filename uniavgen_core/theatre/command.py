@@ -59,6 +59,25 @@ def add_actions(actions: argparse._SubParsersAction) -> None:
     p.add_argument("--compile", action="store_true", help="through torch.compile (needs a C++ compiler)")
     p.set_defaults(run=resumable(_embedded))
 
+    p = actions.add_parser(
+        "ablations",
+        help="compare interactions, face masks, task mixes and guidance from one start at equal steps",
+        description="Trains each arm from the same weights with a new interaction, on the same clips, times "
+        "and noise, and measures them on held-out clips of the theatre (needs espeak-ng). Run it again to go "
+        "on.",
+    )
+    p.add_argument("--out", required=True, help="folder of the study; the result: table.md, ablations.svg")
+    p.add_argument("--latents", required=True, help="clips of `train theatre`, with the start's encoders")
+    p.add_argument("--arms", help="such as paper,symmetric (default: all)")
+    p.add_argument("--steps", type=int, default=400, help="of each training")
+    p.add_argument("--batch", type=int, default=8, help="clips a step")
+    p.add_argument("--seeds", type=int, default=3, help="trainings of each arm")
+    p.add_argument("--clips", type=int, default=64, help="held-out clips for losses and masks")
+    p.add_argument("--sampled", type=int, default=32, help="how many of them are generated; 0: none")
+    p.add_argument("--sampling-steps", type=int, default=16)
+    p.add_argument("--save-every", type=int, default=20, help="steps between checkpoints")
+    p.set_defaults(run=resumable(_ablations))
+
 
 def _theatre(options: argparse.Namespace) -> int:
     from .clips import Theatre
@@ -75,6 +94,38 @@ def _embedded(options: argparse.Namespace) -> int:
     from .build_embedded import make_embedded
 
     print(make_embedded(options.out, run=Run(save_every=options.save_every, compile=options.compile)))
+    return 0
+
+
+def _ablations(options: argparse.Namespace) -> int:
+    import sys
+    from pathlib import Path
+
+    from ..errors import UserError
+    from ..pipeline import Pipeline, Weights
+    from ..training.data import Latents
+    from .ablations.arms import ARMS
+    from .ablations.report import write_report
+    from .ablations.study import Study
+    from .clips import Theatre
+    from .evaluation.recogniser import load_recogniser
+
+    names = tuple(options.arms.split(",")) if options.arms else tuple(ARMS)
+    unknown = [name for name in names if name not in ARMS]
+    if unknown:
+        raise UserError(f"arm {unknown[0]!r} is unknown; choose from {', '.join(ARMS)}")
+    numbers = ("steps", "batch", "seeds", "clips", "sampled", "sampling_steps", "save_every")
+    study = Study(
+        Pipeline.load(Weights(), keep=True),
+        Latents(options.latents),
+        load_recogniser(),
+        Theatre(0, "held-out"),
+        Path(options.out),
+        **{name: getattr(options, name) for name in numbers},
+        on_arm=lambda arm, what: print(f"{arm}, {what}", file=sys.stderr, flush=True),
+    )
+    study.run(names)
+    print(write_report(study.out))
     return 0
 
 

@@ -271,10 +271,14 @@ class Batches(torch.utils.data.Dataset):
             voice_lengths=torch.tensor([len(x) for x in voices]) if with_voice else None,
         )
 
-    def item(self, g: int) -> Sample:
-        """The clip of sample number g of the run: all clips in a new order, again and again."""
+    def clip(self, g: int) -> int:
+        """The number of the clip of sample number g of the run: all clips in a new order, again and again."""
         count = len(self.latents)
-        return self.latents[_order(self.seed, self.stage.name, g // count, count)[g % count]]
+        return _order(self.seed, self.stage.name, g // count, count)[g % count]
+
+    def item(self, g: int) -> Sample:
+        """The clip of sample number g of the run."""
+        return self.latents[self.clip(g)]
 
     def _row(self, g: int, mode: str, null: bool) -> dict:
         """Sample number g of the run, with its time and noise."""

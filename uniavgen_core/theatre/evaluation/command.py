@@ -7,8 +7,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...training.command import resumable
+
+if TYPE_CHECKING:
+    from .people import Instruments
 
 AddWeights = Callable[[argparse.ArgumentParser], None]
 ReadWeights = Callable[[argparse.Namespace], object]
@@ -54,11 +58,12 @@ def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, we
     p = actions.add_parser(
         "folder",
         help="measure mp4 files",
-        description="Measures length, loudness, pitch and the largest step between frames of any clips. Lips "
-        "and words are measured with --puppets only: these instruments know the theatre's drawn people and "
-        "their 72 words, and tell nothing about real ones.",
+        description="Measures length, loudness, pitch and the largest step between frames of any clips. Of "
+        "real people also lips, English words and voice, with the instruments of the extra `eval`; with "
+        "--puppets those of the theatre, which know its drawn people and their 72 words and tell nothing "
+        "about real ones.",
     )
-    p.add_argument("folder", help="with a jsonl of file and transcript, --puppets also counts word errors")
+    p.add_argument("folder", help="with a jsonl of file, transcript and, where there is one, voice")
     p.add_argument("--puppets", action="store_true", help="the clips show the theatre's drawn people")
     p.add_argument("--recogniser", help="for --puppets; default: the embedded one")
     p.add_argument("--json", action="store_true", help="print every clip as JSON")
@@ -211,33 +216,76 @@ def _report(options: argparse.Namespace) -> int:
 
 def _folder(options: argparse.Namespace) -> int:
     _need_packages()
+    from .people import load_instruments
     from .recogniser import EMBEDDED_FILE, load_recogniser
     from .report import summary, table
     from .runs import measure_folder
 
     recogniser = load_recogniser(options.recogniser or EMBEDDED_FILE) if options.puppets else None
-    rows = measure_folder(Path(options.folder), recogniser)
+    people = None if options.puppets else load_instruments()
+    rows = measure_folder(Path(options.folder), recogniser, people)
     values = summary(rows)
     if options.json:
-        instruments = "puppets" if options.puppets else "any clip"
-        print(json.dumps({"instruments": instruments, "summary": values, "clips": rows}, indent=2))
+        kind = "puppets" if options.puppets else "people" if people and people.names else "any clip"
+        used = (
+            people.names if people else {"words": "the theatre's recogniser", "lips": "colour of the mouth"}
+        )
+        print(json.dumps({"instruments": kind, "used": used, "summary": values, "clips": rows}, indent=2))
         return 0
-    if not options.puppets:
-        print("lips and words are not measured; for clips of the theatre's drawn people give --puppets")
+    for line in _instruments_line(people):
+        print(line)
     for row in rows:
         print(_folder_line(row))
     print(table({options.folder: values}))
     return 0
 
 
+def _instruments_line(people: Instruments | None) -> list[str]:
+    """What measures people, and what is not there to."""
+    if people is None:
+        return []
+    lines = [f"{key}: {name}" for key, name in people.names.items()]
+    if people.missing:
+        reasons = "; ".join(dict.fromkeys(people.missing.values()))
+        lines.append(
+            f"not measured: {', '.join(people.missing)} ({reasons}); for real people pip install "
+            "'uniavgen[eval]' in an environment of its own, for the theatre's drawn people give --puppets"
+        )
+    return lines
+
+
 def _folder_line(row: dict) -> str:
     pitch = "no voice" if row["pitch"] is None else f"{row['pitch']:.0f} Hz"
     loudness = "silent" if row["loudness"] is None else f"{row['loudness']:.1f} LUFS"
     line = f"{row['file']}: {row['length']:.2f} s, {loudness}, {pitch}"
+    if "puppet" not in row:
+        return ", ".join([line, *_person_parts(row)])
     if "sync" in row:
         lag = "none" if row["lag"] is None else f"{row['lag']:+d}"
         return f"{line}, sync r {row['sync']:.3f}, best lag {lag}, heard {row['heard']!r}"
-    return f"{line}, no puppet's mouth found: lips and words not measured" if "puppet" in row else line
+    return f"{line}, no puppet's mouth found: lips and words not measured"
+
+
+def _person_parts(row: dict) -> list[str]:
+    parts = []
+    if "sync" in row:
+        low, high = row["sync_interval"]
+        parts.append(f"sync r {row['sync']:.2f} [{low:.2f}, {high:.2f}]")
+        if row["lag"] is None:
+            parts.append("no lag: the lips do not follow the audio")
+        else:
+            low, high = row["lag_interval"]
+            parts.append(f"video {row['lag']:+d} frames [{low:+d}, {high:+d}] after the audio")
+    if "heard" in row:
+        wrong = f", {row['errors']} of {row['words']} words wrong" if "errors" in row else ""
+        parts.append(f"heard {row['heard']!r}{wrong}")
+    if "voice_likeness" in row:
+        parts.append(f"likeness of the voice {row['voice_likeness']:.2f}")
+    reasons = row.get("not_measured", {})
+    for reason in dict.fromkeys(reasons.values()):
+        what = " and ".join(key for key in reasons if reasons[key] == reason)
+        parts.append(f"{what} not measurable because {reason}")
+    return parts
 
 
 def _script(options: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ MEASURES = {
     "seam_latent": ("seam, video / latent steps", median, "seam_latent"),
     "seam_mel": ("seam, mel", median, "seam_mel"),
     "mask_iou": ("mask IoU", mean, "mask_iou"),
+    "voice_likeness": ("likeness of the voice", mean, "voice_likeness"),
     "length": ("seconds", mean, "length"),
     "step_picture": ("largest step, video", median, "step_picture"),
     "step_mel": ("largest step, mel", median, "step_mel"),

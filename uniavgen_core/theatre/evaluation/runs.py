@@ -22,6 +22,7 @@ from ...pipeline import Pipeline
 from ...sampling.defaults import Guidance
 from ..clips import Theatre, measure_aperture, measure_pitch, shows_puppet
 from .metrics import Face, amplitude, mask_iou, measure, measure_any, mel_seam, picture_seam, pitch_error
+from .people import Instruments, measure_person
 from .recogniser import Recogniser, is_known, word_errors, words
 from .sampling import Example, GeneratedClip, ceiling, face_masks, make
 
@@ -265,13 +266,16 @@ def write_clip(path: Path, made: GeneratedClip) -> None:
     files.write_mp4(path, torch.from_numpy(made.frames), conditioning.FPS, sound, SAMPLE_RATE)
 
 
-def measure_folder(folder: Path, recogniser: Recogniser | None = None) -> list[dict]:
+def measure_folder(
+    folder: Path, recogniser: Recogniser | None = None, people: Instruments | None = None
+) -> list[dict]:
     """A row of measures for each mp4 of a folder, in order of name, whoever made it.
 
     With a `recogniser` the clips are taken for the theatre's puppets, and those that show one also get
-    `metrics.measure` and the words heard; without one, lips and words are not measured. A jsonl file beside
-    the clips with the fields `file` and `transcript` adds what is said; words are counted where the
-    recogniser knows all of them.
+    `metrics.measure` and the words heard; with `people` those that show none get `people.measure_person`.
+    Without either, lips and words are not measured. A jsonl file beside the clips with the fields `file` and
+    `transcript` adds what is said (of puppets words are counted where the recogniser knows all of them), its
+    field `voice`, another file of the folder, whose voice it should be.
 
     Raises:
         UserError: no mp4 there; a clip without audio or too short; a jsonl that is none or names no clip.
@@ -281,7 +285,7 @@ def measure_folder(folder: Path, recogniser: Recogniser | None = None) -> list[d
     paths = sorted(folder.glob("*.mp4"))
     if not paths:
         raise UserError(f"{folder}: there is no mp4 in it; choose the folder the clips lie in")
-    said, rows = _transcripts(folder, {file.name for file in paths}), []
+    notes, rows = _notes(folder, {file.name for file in paths}), []
     for file in paths:
         video = files.read_video(file, fps=conditioning.FPS)
         if video.audio is None:
@@ -290,8 +294,11 @@ def measure_folder(folder: Path, recogniser: Recogniser | None = None) -> list[d
             raise UserError(f"{file}: has {len(video.frames)} frames at 16 fps; use clips of 0.5 s and more")
         frames, waveform = video.frames.numpy(), prepare_audio(*video.audio)
         row = {"file": file.name, **measure_any(frames, waveform.numpy())}
-        if file.name in said:
-            row["said"] = said[file.name]
+        note = notes.get(file.name, {})
+        if "transcript" in note:
+            row["said"] = note["transcript"]
+        if people is not None:
+            row |= _person(people, frames, waveform.numpy(), note, folder)
         if recogniser is not None:
             row["puppet"] = shows_puppet(frames)
         if recogniser is not None and row["puppet"]:
@@ -303,23 +310,44 @@ def measure_folder(folder: Path, recogniser: Recogniser | None = None) -> list[d
     return rows
 
 
-def _transcripts(folder: Path, names: set[str]) -> dict[str, str]:
+def _person(
+    people: Instruments, frames: np.ndarray, waveform: np.ndarray, note: dict[str, str], folder: Path
+) -> dict:
+    if people.names and shows_puppet(frames):
+        reason = "a drawn puppet, for which there is --puppets"
+        return {"not_measured": {key: reason for key in people.names}}
+    voice = None
+    if "voice" in note and people.embed is not None:
+        voice = prepare_audio(*files.read_audio(folder / note["voice"])).numpy()
+    return measure_person(frames, waveform, people, note.get("transcript"), voice)
+
+
+def _notes(folder: Path, names: set[str]) -> dict[str, dict[str, str]]:
+    """What the jsonl of a folder says of its clips: "transcript", "voice" where given."""
     lists = sorted(folder.glob("*.jsonl"))
     if len(lists) > 1:
         raise UserError(f"{folder}: holds {len(lists)} jsonl files; leave the one with the transcripts there")
-    said: dict[str, str] = {}
+    notes: dict[str, dict[str, str]] = {}
     for file in lists:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                said[Path(row["file"]).name] = str(row["transcript"])
+                note = {"transcript": str(row["transcript"])}
+                if "voice" in row:
+                    note["voice"] = str(row["voice"])
+                notes[Path(row["file"]).name] = note
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f'{file}, line {number}: expected {{"file": ..., "transcript": ...}}, '
                     f"found {type(error).__name__}: {error}"
                 ) from error
-        if not names & said.keys():
+        if not names & notes.keys():
             raise UserError(f"{file}: names none of the {len(names)} clips beside it; write such as a.mp4")
-    return said
+    for note in notes.values():
+        if "voice" in note and not (folder / note["voice"]).is_file():
+            raise UserError(
+                f"{folder / note['voice']}: there is no such recording; correct `voice` in the jsonl"
+            )
+    return notes

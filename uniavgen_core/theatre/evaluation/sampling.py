@@ -120,18 +120,40 @@ def face_masks(
 
     Predicted: the mean over interaction layers in one joint pass over the true clip at `LOW_NOISE`.
     """
-    batch = _batch(examples, "joint", seed).to(pipeline.device)
-    config = pipeline.config
-    task = conditions(batch, config.variant, config.patch)
-    texts = _texts(pipeline, examples, "joint", null=False)
-    video = torch.lerp(batch.video, batch.video_noise, LOW_NOISE)
-    audio = torch.lerp(batch.audio, batch.audio_noise, LOW_NOISE)
-    time = torch.full((len(examples),), 1000 * LOW_NOISE, device=pipeline.device)
-    guided = GuidedModel(pipeline.model.get(), task, texts, texts, Guidance.none())
-    masks = guided(video, audio, time, 0, 1).face_masks
-    predicted = torch.stack(list(masks.values())).mean(0)
-    target = token_mask(batch.mask, config.patch)
+    batch, velocity = velocity_at(pipeline, examples, "joint", LOW_NOISE, seed)
+    predicted = torch.stack(list(velocity.face_masks.values())).mean(0)
+    target = token_mask(batch.mask, pipeline.config.patch)
     return list(zip(predicted.cpu().numpy(), target.cpu().numpy()))
+
+
+@torch.inference_mode()
+def velocity_at(
+    pipeline: Pipeline,
+    examples: list[Example],
+    mode: str,
+    time: float,
+    seed: int = 0,
+    interaction: bool = True,
+) -> tuple[Batch, Velocity]:
+    """One pass of a mode over the true clips at a time in 0..1, and the batch it was made of.
+
+    A clip's noise depends on `seed` and its own number alone, as in `make`.
+    """
+    batch = _batch(examples, mode, seed).to(pipeline.device)
+    config, model = pipeline.config, pipeline.model.get()
+    texts = _texts(pipeline, examples, mode, null=False)
+    guided = GuidedModel(
+        model if interaction else cast(DualBranchDiT, WithoutInteraction(model)),
+        conditions(batch, config.variant, config.patch),
+        texts,
+        texts,
+        Guidance.none(),
+        quick_attention(model.dtype, pipeline.device),
+    )
+    video = torch.lerp(batch.video, batch.video_noise, time)
+    audio = torch.lerp(batch.audio, batch.audio_noise, time)
+    times = torch.full((len(examples),), 1000 * time, device=pipeline.device)
+    return batch, guided(video, audio, times, 0, 1)
 
 
 @torch.inference_mode()
