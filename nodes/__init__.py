@@ -14,6 +14,7 @@ from . import (
     long_speech,
     muxing,
     puppet,
+    takes,
     tasks,
 )
 from .checks import checked
@@ -35,6 +36,7 @@ class UniAVGenExtension(ComfyExtension):
             guiding,
             long_speech,
             decoding,
+            takes,
             muxing,
             face_mask,
             doctor,

@@ -13,7 +13,7 @@ from .decoding import check_sampled
 from .encoding import pictures_uint8
 from .guiding import MACFGGuider, sample
 from .host_model import FaceMasks
-from .types import CATEGORY, tell
+from .types import CATEGORY, check_one_take, tell
 
 PIXELS = 16
 FACE_COLOUR = (1.0, 0.35, 0.1)
@@ -82,6 +82,7 @@ class FaceMask(io.ComfyNode):
         images: Tensor | None = None,
     ) -> io.NodeOutput:
         check_sampled(latent)
+        check_one_take(latent)
         masks = FaceMasks()
         guider = MACFGGuider(model, Guidance.none(), masks)
         guider.set_conds(positive, negative)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import comfy.conds
+import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.model_sampling
 import comfy.sample
@@ -24,11 +26,12 @@ from ..uniavgen_core.sampling.defaults import DEFAULT_PRESET, PRESETS, Savings, 
 from ..uniavgen_core.sampling.guidance import Guidance
 from ..uniavgen_core.sampling.passes import Passes
 from ..uniavgen_core.sampling.sampler import schedule
+from ..uniavgen_core.sampling.takes import clips_at_once, take_seed
 from ..uniavgen_core.threads import fitting_threads
 from . import cfg_functions
 from .host_model import TASK_NODES, FaceMasks, UniAVGen, check_latent_shapes
 from .preview import preview_callback
-from .types import CATEGORY, tell_running_node
+from .types import CATEGORY, JointLatent, check_one_take, clips, tell_running_node
 
 MAX_LAYER = 29
 # The host's samplers that add no noise and call the model once a step: the step cache is right for them.
@@ -67,6 +70,10 @@ class MACFGGuider(comfy.samplers.CFGGuider):
     `savings`: passes that are left out, as `Passes` decides from the time of each call. So they are the same
     for a whole schedule and for its parts, but for the first call of a part, which runs both passes. The step
     cache is left out, and named, with samplers other than `CACHED_SAMPLERS`.
+
+    The clips of a batch are sampled together as far as memory allows, but one by one where a clip could come
+    out otherwise than alone: samplers other than Euler may draw noise or choose steps for a whole batch, and
+    the step cache and other nodes' functions on the MODEL look at all of it.
     """
 
     def __init__(
@@ -98,7 +105,17 @@ class MACFGGuider(comfy.samplers.CFGGuider):
                 raise UserError("positive and negative are not in their places; swap the two connections")
         super().set_conds(positive, negative)
 
-    def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
+    def sample(
+        self,
+        noise,
+        latent_image,
+        sampler,
+        sigmas,
+        denoise_mask=None,
+        callback=None,
+        disable_pbar=False,
+        seed=None,
+    ):
         streams = latent_image.unbind() if latent_image.is_nested else [latent_image]
         check_latent_shapes([x.shape for x in streams], self.model_patcher.model.core_config)
         if not all(x.isfinite().all() for x in streams):
@@ -115,20 +132,63 @@ class MACFGGuider(comfy.samplers.CFGGuider):
             )
             savings = replace(savings, cache=0.0)
         self._savings_now = savings
-        patcher = self.model_patcher
-        try:
-            with fitting_threads(patcher.model, patcher.load_device):
-                sampled = super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
-        finally:
-            passes, self.caches, self.passes = self.passes, {}, None
+        patcher, count = self.model_patcher, len(streams[0])
+        together = self._clips_at_once(streams, sampler)
+        progress = None if callback is None else _Progress(callback, -(-count // together))
+        parts: list[NestedTensor] = []
+        runs = 0
+        with fitting_threads(patcher.model, patcher.load_device):
+            for start in range(0, count, together):
+                part = slice(start, start + together)
+                mask = denoise_mask
+                if mask is not None and mask.is_nested:
+                    mask = clips(mask, part)
+                try:
+                    made = super().sample(
+                        clips(noise, part),
+                        clips(latent_image, part),
+                        sampler,
+                        sigmas,
+                        mask,
+                        progress,
+                        disable_pbar,
+                        None if seed is None else take_seed(seed, start),
+                    )
+                finally:
+                    passes, self.caches, self.passes = self.passes, {}, None
+                runs += 0 if passes is None else passes.runs
+                if progress is not None:
+                    progress.finish_part()
+                parts.append(made)
         notes = []
-        if passes is not None and savings != Savings():
-            notes.append(f"{passes.runs} passes of the model in {len(sigmas) - 1} steps")
+        if runs and savings != Savings():
+            notes.append(f"{runs} passes of the model in {len(parts) * (len(sigmas) - 1)} steps")
         if self.ignored:
             notes.append(f"without effect on this model: {', '.join(sorted(self.ignored))}")
         if notes:
             tell_running_node("; ".join(notes))
-        return _with_known(sampled, latent_image, denoise_mask)
+        return _with_known(_joined(parts), latent_image, denoise_mask)
+
+    def _clips_at_once(self, streams: list[Tensor], sampler) -> int:
+        """How many clips of a batch run together; measured against the memory beside the whole model."""
+        patcher, count = self.model_patcher, len(streams[0])
+        plain = (
+            isinstance(sampler, comfy.samplers.KSAMPLER)
+            and sampler.sampler_function is comfy.k_diffusion.sampling.sample_euler
+            and not (sampler.extra_options or sampler.inpaint_options)
+        )
+        options = patcher.model_options
+        if (
+            not plain
+            or self._savings_now.cache
+            or options.keys() != {"transformer_options"}
+            or any(options["transformer_options"].values())
+        ):
+            return 1
+        size = sum(x[0].numel() for x in streams)
+        free = comfy.model_management.get_free_memory(patcher.load_device)
+        weights = patcher.model_size() - patcher.loaded_size()
+        return clips_at_once(count, free - weights, patcher.model.memory_required([1, 1, size]))
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
         options = model_options["transformer_options"] | {"uniavgen_ignored": self.ignored}
@@ -243,6 +303,44 @@ def _sampler_name(sampler) -> str:
     return getattr(getattr(sampler, "sampler_function", sampler), "__name__", type(sampler).__name__)
 
 
+class _Progress:
+    """The host's callback over a batch in parts: one bar, and at its end the latents of all parts."""
+
+    def __init__(self, callback: Callable, parts: int):
+        self.callback, self.parts = callback, parts
+        self.done: list[NestedTensor] = []
+        self.latest: tuple | None = None
+
+    def __call__(self, step: int, x0: NestedTensor, x: NestedTensor, steps: int) -> None:
+        self.latest = (step + len(self.done) * steps, x0, x, steps * self.parts)
+        self.callback(*self.latest)
+
+    def finish_part(self) -> None:
+        if self.latest is None:
+            return
+        step, x0, x, steps = self.latest
+        self.done.append(x0)
+        if 1 < self.parts == len(self.done):
+            self.callback(step, _joined(self.done), x, steps)
+
+
+def _joined(parts: list[NestedTensor]) -> JointLatent:
+    return JointLatent(torch.cat(streams) for streams in zip(*(part.unbind() for part in parts)))
+
+
+def takes_noise(samples: NestedTensor, seed: int) -> NestedTensor:
+    """Noise of a batch of joint latents: each clip has that of a clip alone, of the seed `take_seed` says."""
+    if not samples.is_nested:
+        return comfy.sample.prepare_noise(samples, seed)
+    each = (slice(take, take + 1) for take in range(len(samples.unbind()[0])))
+    return _joined(
+        [
+            comfy.sample.prepare_noise(clips(samples, one), take_seed(seed, take))
+            for take, one in enumerate(each)
+        ]
+    )
+
+
 def _check_masks(mask: Tensor | NestedTensor, streams: list[Tensor]) -> None:
     """The host resizes masks; these dimensions it can, lengths it must not."""
     masks = list(mask.unbind()) if mask.is_nested else [mask]
@@ -306,13 +404,13 @@ def _with_known(sampled: NestedTensor, given: NestedTensor, mask: Tensor | Neste
             generate = comfy.sampler_helpers.prepare_mask(masks[i], clean.shape, x.device)
             x = torch.where(generate == 0, clean.to(x), x)
         streams.append(x)
-    return NestedTensor(streams)
+    return JointLatent(streams)
 
 
 def sample(guider: MACFGGuider, latent: dict, sigmas: Tensor, seed: int) -> dict:
     """One run with Euler steps: LATENT -> LATENT, with the host's previews and progress."""
     samples = latent["samples"]
-    noise = comfy.sample.prepare_noise(samples, seed)
+    noise = takes_noise(samples, seed)
     sampled = guider.sample(
         noise,
         samples,
@@ -618,6 +716,7 @@ class GuidanceGrid(io.ComfyNode):
     def execute(
         cls, model, positive, negative, latent, s_v, s_a, seed, steps, interval, skip_layer, shift
     ) -> io.NodeOutput:
+        check_one_take(latent)
         across, down = _scales(s_v), _scales(s_a)
         for name, text, scales in (("s_v", s_v, across), ("s_a", s_a, down)):
             if not scales:

@@ -78,6 +78,9 @@ class Mux(io.ComfyNode):
             if abs(change) < 0.01
             else f", audio {'cut' if change > 0 else 'filled with silence'} by {abs(change):.2f} s"
         )
+        times = wanted / samples
+        if takes == 1 and times > 1.5 and abs(times - round(times)) < 0.1:
+            note += f": images are {round(times)} times as long; if they are takes, connect audio of as many"
         several = f"{takes} videos of " if takes > 1 else ""
         tell(cls, f"{several}{count} frames, {count / fps:.2f} s{note}")
         videos = [
@@ -129,15 +132,15 @@ class Compare(io.ComfyNode):
         for clip, label in zip(clips, labels):
             held = clip[torch.arange(length).clamp(max=len(clip) - 1)]
             tile = F.pad(held, (0, 0, 0, width - clip.shape[2], 0, height - clip.shape[1]))
-            banner = _banner(label, width, strip).expand(length, -1, -1, -1)
-            tiles.append(torch.cat((banner, tile), dim=1))
+            title = banner(label, width, strip).expand(length, -1, -1, -1)
+            tiles.append(torch.cat((title, tile), dim=1))
         across = min(columns[0], len(tiles))
         tiles += [torch.zeros_like(tiles[0])] * (-len(tiles) % across)
         rows = [torch.cat(tiles[i : i + across], dim=2) for i in range(0, len(tiles), across)]
         return io.NodeOutput(torch.cat(rows, dim=1).float() / 255)
 
 
-def _banner(label: str, width: int, height: int) -> Tensor:
+def banner(label: str, width: int, height: int) -> Tensor:
     """The label in white on black, uint8 `[height, width, 3]`."""
     image = Image.new("RGB", (width, height))
     size = height * 3 // 4

@@ -6,17 +6,18 @@ Each node is its inputs alone; what a mode does with them stands in the core (`m
 from __future__ import annotations
 
 import node_helpers
-from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 
 from ..uniavgen_core.conditioning import EDITS, FPS, MAX_FRAMES, MODES, Edit, Task, plan, snap_frames
 from ..uniavgen_core.duration import too_long
 from ..uniavgen_core.errors import UserError
+from ..uniavgen_core.sampling.takes import MAX_TAKES
 from .types import (
     CATEGORY,
     UNSAMPLED,
     EncodedSpeech,
     EncodedVideo,
+    JointLatent,
     MelSocket,
     PreparedAudio,
     SpeechSocket,
@@ -28,9 +29,9 @@ FOREIGN = {"area": "ConditioningSetArea", "mask": "ConditioningSetMask", "contro
 
 
 def conditioned(
-    task: Task, mode: str, positive: list, negative: list, speech: EncodedSpeech
+    task: Task, mode: str, positive: list, negative: list, speech: EncodedSpeech, takes: int = 1
 ) -> io.NodeOutput:
-    """positive, negative and LATENT of a task; its latents are raw video and normalised mel."""
+    """positive, negative and LATENT of a task, a batch of so many takes; raw video and normalised mel."""
     for side, cond in (("positive", positive), ("negative", negative)):
         if not cond:
             raise UserError(f"{side} is empty; connect CLIP Text Encode")
@@ -56,10 +57,10 @@ def conditioned(
     video, audio = task.clean_video, task.clean_audio.transpose(1, 2)  # [1, 48, T, h, w], [1, 80, L]
     generate_video = (~task.conditioned_video).float().view(1, 1, -1, 1, 1).expand(1, 1, *video.shape[2:])
     generate_audio = (~task.conditioned_audio).float().view(1, 1, -1)
-    samples = NestedTensor((video, audio.contiguous()))
+    samples = JointLatent([x.repeat(takes, *[1] * (x.ndim - 1)) for x in (video, audio)])
     latent = {
         "samples": samples,
-        "noise_mask": NestedTensor((generate_video.contiguous(), generate_audio)),
+        "noise_mask": JointLatent((generate_video.contiguous(), generate_audio)),
         UNSAMPLED: samples,
     }
     return io.NodeOutput(
@@ -80,6 +81,7 @@ def prepared(
     reference_voice: PreparedAudio | None = None,
     reference_image: EncodedVideo | None = None,
     frames: int | None = None,
+    takes: int | None = 1,
     **options,
 ) -> io.NodeOutput:
     """What every node of this file gives; says on the node what was made of its inputs.
@@ -115,8 +117,10 @@ def prepared(
         notes.append(f"of {video.frames} frames the first is the reference")
     rushed = too_long(speech.text, planned.frames, fixed=MODES[mode].length != "frames")
     notes += [rushed] if rushed else []
+    if takes and takes > 1:
+        notes.append(f"{takes} takes")
     tell(node, "; ".join(notes))
-    return conditioned(task, mode, positive, negative, speech)
+    return conditioned(task, mode, positive, negative, speech, takes or 1)
 
 
 def _texts() -> list:
@@ -148,6 +152,18 @@ def _voice(optional: bool) -> io.Input:
     )
 
 
+def _takes() -> io.Input:
+    return io.Int.Input(
+        "takes",
+        default=1,
+        min=1,
+        max=MAX_TAKES,
+        optional=True,
+        tooltip="How many clips to make of these inputs, each with noise of its own: take k is the clip that "
+        "seed + k - 1 makes alone. Time grows with the number.",
+    )
+
+
 LENGTH = "Length in frames at 16 fps, 4n + 1; 81 is 5 s. Time grows a little faster than the length."
 
 
@@ -168,7 +184,7 @@ def _schema(node_id: str, name: str, description: str, inputs: list) -> io.Schem
         search_aliases=ALIASES[node_id],
         category=f"{CATEGORY}/tasks",
         description=description,
-        inputs=[*_texts(), *inputs],
+        inputs=[*_texts(), *inputs, _takes()],
         outputs=[
             io.Conditioning.Output(display_name="positive", tooltip="Caption, text and references."),
             io.Conditioning.Output(display_name="negative", tooltip="The null of caption and text."),

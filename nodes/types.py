@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 from torch import Tensor
 
 from ..uniavgen_core.conditioning import video_frames
+from ..uniavgen_core.errors import UserError
 
 CATEGORY = "UniAVGen"
 UNSAMPLED = "uniavgen_unsampled"  # in a LATENT: the samples as the task node gave them
@@ -51,6 +53,44 @@ class EncodedSpeech:
     null: Tensor
     transcript: bool
     text: str = ""
+
+
+class WrongLatent(UserError, AttributeError):
+    """A node asked a joint latent for what only a single tensor has; `hasattr` of it is false."""
+
+
+class JointLatent(NestedTensor):
+    """Video `[B, 48, T, h, w]` and audio `[B, 80, L]`; nodes for one tensor are told what to do instead."""
+
+    def _copy(self) -> JointLatent:
+        return JointLatent(self.tensors)
+
+    def __getattr__(self, name: str):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise WrongLatent(
+            "this node takes one stream, but the latent holds video and audio; put Separate AV Latent before "
+            "it and Concat AV Latent behind it, or use UniAVGen Pick Take for one clip of several"
+        )
+
+    @classmethod
+    def __torch_function__(cls, function, kinds, args=(), kwargs=None):
+        return cls([]).one_stream
+
+
+def clips(samples: NestedTensor, which: slice) -> JointLatent:
+    """Some clips of a batch of joint latents or of its noise masks, of which one may serve all."""
+    return JointLatent([x if len(x) == 1 else x[which] for x in samples.unbind()])
+
+
+def check_one_take(latent: dict) -> None:
+    """Raises UserError for a batch of takes."""
+    takes = latent["samples"].shape[0]
+    if takes > 1:
+        raise UserError(
+            f"latent holds {takes} takes, expected one; set takes of the task node to 1, or choose one with "
+            "UniAVGen Pick Take"
+        )
 
 
 def tell(node: type[io.ComfyNode], text: str) -> None:

@@ -116,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         "made again (default: OUT with .parts)",
     )
     p.add_argument("--out", required=True, help="the video to write (.mp4, .mov, .mkv)")
+    p.add_argument(
+        "--takes",
+        type=int,
+        default=1,
+        help="clips to make: OUT, OUT-2, OUT-3, ... of the seeds SEED, SEED + 1, SEED + 2, ...",
+    )
     _add_weights(p)
     _add_memory(p)
     p.add_argument("--json", action="store_true", help="print what was made as JSON")
@@ -339,7 +345,7 @@ def _dtype(name: str | None):
     return {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def _print_json(values: dict) -> None:
+def _print_json(values: dict | list[dict]) -> None:
     print(json.dumps(values, ensure_ascii=False, indent=2))
 
 
@@ -348,6 +354,7 @@ def _generate(options: argparse.Namespace) -> int:
 
     from .media import FPS
     from .parallel import generate_on_all, is_first, processes
+    from .pipeline import generate_takes
     from .script import generate_script, read_script_file
 
     if (options.text is None) == (options.script is None):
@@ -358,6 +365,8 @@ def _generate(options: argparse.Namespace) -> int:
         raise UserError("--memory plans a single clip, --script makes many; leave one of them out")
     if options.script is not None and processes() > 1:
         raise UserError("a script is made by one process; run it without torchrun")
+    if options.takes != 1 and (options.script is not None or processes() > 1):
+        raise UserError("--takes makes several clips of one --text in one process; leave it out")
     script = None if options.script is None else read_script_file(options.script)
     weights = replace(_weights(options), memory=_memory(options))
     settings = weights.settings()
@@ -386,19 +395,26 @@ def _generate(options: argparse.Namespace) -> int:
     callbacks = {"on_stage": on_stage, "on_step": on_step, "on_decoded": on_decoded}
     with bar:
         if script is None:
-            result = generate_on_all(request, weights, on_plan=on_plan, **callbacks)
+            if options.takes == 1:
+                result = generate_on_all(request, weights, on_plan=on_plan, **callbacks)
+                results = [] if result is None else [result]  # the first process says what was made
+            else:
+                results = generate_takes(request, weights, options.takes, on_plan=on_plan, **callbacks)
         else:
             parts = options.parts or f"{options.out}.parts"
-            result = generate_script(request, script, weights, parts, **callbacks)
-    if result is None:  # the first process says what was made
+            results = [generate_script(request, script, weights, parts, **callbacks)]
+    if not results:
         return 0
-    for note in result.notes:
+    for note in results[0].notes:
         print(f"uniavgen: {note}", file=sys.stderr)
     if options.json:
-        _print_json(result.to_dict())
-    else:
+        made = [result.to_dict() for result in results]
+        _print_json(made[0] if options.takes == 1 else made)
+        return 0
+    for result in results:
         length = result.frames / FPS
-        print(f"{result.out}: {result.width}x{result.height}, {result.frames} frames, {length:.2f} s")
+        seed = f", seed {result.seed}" if len(results) > 1 else ""
+        print(f"{result.out}: {result.width}x{result.height}, {result.frames} frames, {length:.2f} s{seed}")
     return 0
 
 

@@ -30,6 +30,7 @@ from .modes import MODES
 from .sampling.defaults import Guidance, SamplingDefaults, Savings, find_preset
 from .sampling.guidance import speech_features
 from .sampling.sampler import Sample, sample, schedule
+from .sampling.takes import take_paths, take_seed
 from .weights.checkpoint import load_model
 from .weights.identify import find_parts
 from .weights.inspect import check_parts
@@ -564,7 +565,7 @@ class Pipeline:
 
 @dataclass
 class Result:
-    """What was made; `seconds` by stage."""
+    """What was made; `seconds` by stage, of all takes together."""
 
     out: str
     mode: str
@@ -627,15 +628,38 @@ def generate(
     on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
     pipeline: Pipeline | None = None,
 ) -> Result:
-    """Make one clip and write it. Everything that can be wrong is looked at before the first model is loaded.
+    """Make one clip and write it: `generate_takes` of one."""
+    callbacks = on_stage, on_step, cancelled, on_decoded, on_plan
+    return generate_takes(request, weights, 1, *callbacks, pipeline)[0]
+
+
+def generate_takes(
+    request: Request,
+    weights: Weights,
+    takes: int = 1,
+    on_stage: Callable[[str], None] = lambda name: None,
+    on_step: Callable[[int, int], None] = lambda done, steps: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    on_decoded: Callable[[int, int], None] = lambda done, parts: None,
+    on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
+    pipeline: Pipeline | None = None,
+) -> list[Result]:
+    """Make so many takes of a clip and write each to a file of its own (`take_paths`).
+
+    Take k is the clip of the seed `request.seed + k - 1`, bit for bit what `generate` makes with that seed.
+    They are sampled one after the other. Everything that can be wrong is looked at before the first model is
+    loaded. What is conditioned and stems from a file comes back from that file, not through VAE and vocoder.
 
     `pipeline`: of the same weights, for callers that make many clips; by default one is made and dropped.
-    What is conditioned and stems from a file comes back from that file, not through VAE and vocoder.
 
     Raises:
-        UserError: see `Request.completed`, `Weights.check`, `read_inputs` and the loaders.
+        UserError: see `take_paths`, `Request.completed`, `Weights.check`, `read_inputs` and the loaders.
     """
     completed = request.completed(weights.settings())
+    paths = take_paths(request.out, takes)
+    seeds = [take_seed(completed.seed, take) for take in range(takes)]
+    for path in paths[1:]:
+        files.check_output(path)
     pipeline = pipeline or Pipeline.load(weights)
     guidance = completed.guidance.for_layers(pipeline.config.layers)
     inputs = read_inputs(completed, embedded.plain if weights.embedded else str)
@@ -653,7 +677,7 @@ def generate(
         on_stage(name)
         start = time.perf_counter()
         yield
-        seconds[name] = round(time.perf_counter() - start, 3)
+        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
     with torch.inference_mode():
         with stage("decoders"):  # their faults show before the sampling, not after it
@@ -676,33 +700,45 @@ def generate(
         with stage("sample"):
             features = [pipeline.encode_speech([ids])[0] for ids in (inputs.symbols, inputs.null_symbols)]
             positive, negative = map(TextConditioning, captions, features)
-            out = pipeline.sample(
-                task,
-                positive,
-                negative,
-                guidance,
-                completed.steps,
-                completed.shift,
-                completed.seed,
-                on_step=on_step,
-                cancelled=cancelled,
-                savings=completed.savings,
-            )
+            made = []
+            for take, seed in enumerate(seeds):
+
+                def on_take_step(done: int, steps: int, before: int = take) -> None:
+                    on_step(before * steps + done, takes * steps)
+
+                made.append(
+                    pipeline.sample(
+                        task,
+                        positive,
+                        negative,
+                        guidance,
+                        completed.steps,
+                        completed.shift,
+                        seed,
+                        on_step=on_take_step,
+                        cancelled=cancelled,
+                        savings=completed.savings,
+                    )
+                )
             pipeline.model.release()
-        with stage("decode"):
-            frames, waveform = finished(pipeline, task, inputs, out, on_decoded)
-        with stage("write"):
-            files.write_mp4(request.out, frames, FPS, waveform, mel.SAMPLE_RATE)
-    return Result(
-        out=str(Path(request.out).absolute()),
-        mode=request.mode,
-        width=inputs.size[0],
-        height=inputs.size[1],
-        frames=inputs.plan.frames,
-        samples=round(inputs.plan.frames / FPS * mel.SAMPLE_RATE),
-        seed=completed.seed,
-        embedded=weights.embedded,
-        notes=notes,
-        seconds=seconds,
-        sample=out,
-    )
+        for path, out in zip(paths, made):
+            with stage("decode"):
+                frames, waveform = finished(pipeline, task, inputs, out, on_decoded)
+            with stage("write"):
+                files.write_mp4(path, frames, FPS, waveform, mel.SAMPLE_RATE)
+    return [
+        Result(
+            out=str(path.absolute()),
+            mode=request.mode,
+            width=inputs.size[0],
+            height=inputs.size[1],
+            frames=inputs.plan.frames,
+            samples=round(inputs.plan.frames / FPS * mel.SAMPLE_RATE),
+            seed=seed,
+            embedded=weights.embedded,
+            notes=notes,
+            seconds=seconds,
+            sample=out,
+        )
+        for path, seed, out in zip(paths, seeds, made)
+    ]

@@ -122,6 +122,8 @@ FIELDS = [
     value("sampler.shift", 0.0, "shift", "smaller than min"),
     value("sampler.seed", -1, "seed", "smaller than min of 0"),
     value("sampler.steps", "many", "steps", "convert"),
+    value("task.takes", 0, "takes", "smaller than min of 1"),
+    value("task.takes", 65, "takes", "bigger than max of 64"),
     value("task.frames", 0, "frames", "smaller than min of 5"),
     value("task.frames", 100000, "frames", "bigger than max"),
     value("video.short_side", 100, "short_side", "multiple of 32", "try 96"),
@@ -534,7 +536,68 @@ STAGES = [
     ),
 ]
 
-CASES = [*NUMBERS, *FOREIGN, *STAGES, *FIELDS, *WIRES, *SOUNDS, *PICTURES, *LATENTS, *TEXTS, *MODELS, *FILES]
+PICK = {"pick": node("UniAVGenPickTake", latent=["sampler", 0], take=2)}
+SHEET = {
+    "sheet": node("UniAVGenTakesSheet", videos=["mux", 0], columns=2, width=64),
+    **shown(["sheet", 0]),
+}
+
+
+def one_stream(class_type: str, socket: str = "samples", **inputs) -> Bad:
+    """A node of the host that knows only latents of one tensor."""
+    extra = {"wrong": node(class_type, **{socket: ["sampler", 0]}, **inputs), **shown(["wrong", 0])}
+    if class_type == "SaveLatent":
+        del extra["shown wrong"]
+    return Bad(f"{class_type} of a joint latent", {}, ("Separate AV Latent", "Concat AV Latent"), extra=extra)
+
+
+TAKES = [
+    Bad("a take that is not there", {"split.latent": ["pick", 0]}, ("take is 2", "holds 1"), extra=PICK),
+    Bad("take 0", {"pick.take": 0, "split.latent": ["pick", 0]}, ("take", "smaller than min"), extra=PICK),
+    Bad(
+        "a take of nothing",
+        {"pick.latent": ["wrong", 0], "split.latent": ["pick", 0]},
+        ("latent is nothing (None)", "LATENT"),
+        extra=PICK | {"wrong": given("None")},
+    ),
+    Bad(
+        "a take that was not sampled",
+        {"pick.latent": ["task", 2], "split.latent": ["pick", 0], "pick.take": 1},
+        ("nothing was generated", "UniAVGen Sampler"),
+        extra=PICK,
+    ),
+    Bad("a grid of takes", {"task.takes": 2}, ("2 takes, expected one", "Pick Take"), extra=GRID),
+    Bad("a face mask of takes", {"task.takes": 2}, ("2 takes, expected one", "Pick Take"), extra=FACE),
+    socket("task.takes", "2.5", "takes is 2.5", "whole number"),
+    socket("task.takes", "-5", "takes is -5", "from 1 to 64"),
+    Bad(
+        "a sheet of nothing",
+        {"sheet.videos": ["wrong", 0]},
+        ("videos is nothing (None)", "VIDEO"),
+        extra=SHEET | {"wrong": given("None")},
+    ),
+    Bad("a sheet of no columns", {"sheet.columns": 0}, ("columns", "smaller than min of 1"), extra=SHEET),
+    one_stream("LatentFromBatch", batch_index=0, length=1),
+    one_stream("RepeatLatentBatch", amount=2),
+    one_stream("LatentBatch", "samples1", samples2=["sampler", 0]),
+    one_stream("LatentFlip", flip_method="y-axis: horizontally"),
+    one_stream("SaveLatent", filename_prefix="latent"),
+]
+
+CASES = [
+    *TAKES,
+    *NUMBERS,
+    *FOREIGN,
+    *STAGES,
+    *FIELDS,
+    *WIRES,
+    *SOUNDS,
+    *PICTURES,
+    *LATENTS,
+    *TEXTS,
+    *MODELS,
+    *FILES,
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -551,7 +614,9 @@ def test_the_answer_names_what_is_wrong_and_what_to_do(server, bad):
     assert answer.error, "it ran"
     missing = [word for word in bad.words if word not in answer.error]
     assert not missing, f"{missing} not in {answer.kind} of {answer.node}: {answer.error}"
-    assert answer.kind in ("UserError", "WrongFile", "refused"), f"{answer.kind}: {answer.error}"
+    assert answer.kind in ("UserError", "WrongFile", "WrongLatent", "refused"), (
+        f"{answer.kind}: {answer.error}"
+    )
     assert not any(word in answer.error for word in BARE), answer.error
     assert "\n" not in answer.error or answer.kind == "refused", answer.error
 

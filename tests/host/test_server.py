@@ -306,13 +306,36 @@ def test_transparent_parts_of_a_picture_are_white_and_grey_pictures_are_taken(se
     assert min(map(len, (colours["grey picture"], colours["RGBA picture"]))) > 1
 
 
-def test_running_again_and_again_does_not_grow_memory(server):
+@pytest.mark.parametrize("takes", [1, 2])
+def test_running_again_and_again_does_not_grow_memory(server, takes):
+    """`PROMPTS=100` runs as many; 12 by default."""
+    graph = changed(clip(steps=1), {"task.takes": takes})
     for seed in range(3):
-        server.run(changed(clip(), {"sampler.seed": seed}))
+        server.run(changed(graph, {"sampler.seed": seed}))
     before = server.memory
-    for seed in range(10, 22):
-        assert not server.run(changed(clip(), {"sampler.seed": seed})).error
-    assert server.memory - before < MEMORY_GROWTH
+    for seed in range(10, 10 + int(os.environ.get("PROMPTS", "12"))):
+        assert not server.run(changed(graph, {"sampler.seed": seed})).error
+    grown = server.memory - before
+    print(f"{grown / 1e6:.1f} MB")
+    assert grown < MEMORY_GROWTH
+
+
+def test_each_take_is_saved_as_a_clip_and_has_a_row_on_the_sheet(server):
+    sheet = {
+        "sheet": node("UniAVGenTakesSheet", videos=["mux", 0], columns=2, width=64),
+        "shown": node("PreviewImage", images=["sheet", 0]),
+    }
+    answer = server.run(changed(clip() | sheet, {"task.takes": 3}))
+    assert not answer.error
+    assert len(answer.outputs["saved"]["images"]) == 3
+    (picture,) = answer.outputs["shown"]["images"]
+    assert Image.open(server.base / "temp" / picture["filename"]).size == (128, 3 * (43 + 12))  # of 96x64
+    again = changed(clip() | sheet, {"task.takes": 3, "split.latent": ["pick", 0]})
+    again["pick"] = node("UniAVGenPickTake", latent=["sampler", 0], take=2)
+    answer = server.run(again)
+    assert not answer.error
+    assert "sampler" in answer.cached
+    assert len(answer.outputs["saved"]["images"]) == 1
 
 
 def test_after_an_interrupted_run_the_next_prompt_runs_at_once(server):
