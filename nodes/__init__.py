@@ -10,12 +10,15 @@ from . import (
     encoding,
     face_mask,
     guiding,
+    keyframes,
     loading,
     long_speech,
     muxing,
     puppet,
     takes,
     tasks,
+    timing,
+    who_speaks,
 )
 from .checks import checked
 
@@ -28,18 +31,8 @@ for _kind in (UserError, *UserError.__subclasses__()):
 class UniAVGenExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         stages = (
-            loading,
-            embedded,
-            puppet,
-            encoding,
-            tasks,
-            guiding,
-            long_speech,
-            decoding,
-            takes,
-            muxing,
-            face_mask,
-            doctor,
+            *(loading, embedded, puppet, encoding, tasks, who_speaks, keyframes),
+            *(guiding, long_speech, decoding, takes, muxing, face_mask, timing, doctor),
         )
         return [checked(node) for stage in stages for node in stage.NODES]
 

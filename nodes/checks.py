@@ -50,6 +50,7 @@ SOCKETS: dict[str, tuple[Callable[[object], bool], str]] = {
     "CONDITIONING": (_is_conditioning, "a CONDITIONING"),
     "IMAGE": (torch.is_tensor, "an IMAGE, such as Load Image gives"),
     "LATENT": (_is_latent, "a LATENT"),
+    "MASK": (torch.is_tensor, "a MASK, such as Load Image gives"),
     "MODEL": (_has("model", "model_options"), "a MODEL, from UniAVGen Load Model"),
     "VIDEO": (lambda value: isinstance(value, Input.Video), "a VIDEO, such as Load Video gives"),
     "VAE": (_has("encode", "latent_channels"), "a VAE, from Load VAE or UniAVGen Embedded Model"),

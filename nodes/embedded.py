@@ -17,11 +17,11 @@ from comfy_api.latest import io
 from torch import Tensor, nn
 
 from ..uniavgen_core import embedded
-from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.media.caption import CaptionEncoder
 from ..uniavgen_core.media.files import read_image
 from ..uniavgen_core.media.vae import LATENT_CHANNELS, diffusers_name, read_vae
 from ..uniavgen_core.threads import fitting_threads
+from .encoding import check_video_latent
 from .loading import LoadedVocoder, parts_of
 from .types import CATEGORY, SpeechEncoderSocket, VocoderSocket, tell
 
@@ -83,7 +83,7 @@ class HostVAE(comfy.sd.VAE):
         self.size = comfy.model_management.module_size(self.first_stage_model)
 
     def decode(self, samples_in: Tensor, vae_options: dict = {}) -> Tensor:  # noqa: B006
-        _check_video_latent(samples_in)
+        check_video_latent(samples_in.shape)
         with fitting_threads(self.first_stage_model, self.device):
             return super().decode(samples_in, vae_options)
 
@@ -92,17 +92,9 @@ class HostVAE(comfy.sd.VAE):
             return super().encode(pixel_samples)
 
     def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
-        _check_video_latent(samples)
+        check_video_latent(samples.shape)
         with fitting_threads(self.first_stage_model, self.device):
             return super().decode_tiled(samples, *args, **kwargs)
-
-
-def _check_video_latent(samples: Tensor) -> None:
-    if samples.ndim != 5 or samples.shape[1] != LATENT_CHANNELS:
-        raise UserError(
-            f"samples is {list(samples.shape)}, expected video [B, {LATENT_CHANNELS}, T, h, w]; connect the "
-            "video output of UniAVGen Split Video and Audio, and its audio output to UniAVGen Audio Decode"
-        )
 
 
 def _host_wan_vae(config: dict, tensors: dict[str, Tensor]) -> nn.Module:

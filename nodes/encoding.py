@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,6 +46,46 @@ def pictures_uint8(image: Tensor, name: str = "image") -> Tensor:
     if image.shape[-1] == 4:
         rgb = 1 + image[..., 3:] * (rgb - 1)
     return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def check_video_latent(shape: torch.Size) -> None:
+    """Raises UserError unless it is what the VAE decodes."""
+    if len(shape) != 5 or shape[1] != LATENT_CHANNELS:
+        raise UserError(
+            f"samples is {list(shape)}, expected video [B, {LATENT_CHANNELS}, T, h, w]; connect the video "
+            "output of UniAVGen Split Video and Audio, and its audio output to UniAVGen Audio Decode"
+        )
+
+
+class CheckedMemory:
+    """A VAE's estimate of its memory, which the host asks for before it decodes; checks the latent first."""
+
+    def __init__(self, memory: Callable[[torch.Size, torch.dtype], float]):
+        self.memory = memory
+
+    def __call__(self, shape: torch.Size, dtype: torch.dtype) -> float:
+        check_video_latent(shape)
+        return self.memory(shape, dtype)
+
+
+def checked_vae(vae: Any) -> Any:
+    """The host's VAE of Wan2.2, made to say what is wrong when it gets the audio of a joint latent to decode.
+
+    Left alone it gives an IndexError.
+
+    Raises:
+        UserError: another VAE.
+    """
+    vae.throw_exception_if_invalid()
+    if vae.latent_channels != LATENT_CHANNELS:
+        raise UserError(
+            f"vae has {vae.latent_channels} latent channels, expected {LATENT_CHANNELS} (Wan2.2); load "
+            "wan2.2_vae.safetensors"
+        )
+    memory = getattr(vae, "memory_used_decode", None)
+    if memory is not None and not isinstance(memory, CheckedMemory):
+        vae.memory_used_decode = CheckedMemory(memory)
+    return vae
 
 
 class VideoEncode(io.ComfyNode):
@@ -106,12 +147,7 @@ class VideoEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, image: Any, short_side: int, fps: float) -> io.NodeOutput:
-        vae.throw_exception_if_invalid()
-        if vae.latent_channels != LATENT_CHANNELS:
-            raise UserError(
-                f"vae has {vae.latent_channels} latent channels, expected {LATENT_CHANNELS} (Wan2.2); load "
-                "wan2.2_vae.safetensors"
-            )
+        vae = checked_vae(vae)
         if isinstance(image, Input.Video):
             components = image.get_components()
             image, fps = components.images, float(components.frame_rate)
@@ -196,7 +232,8 @@ def encode_speech(
             text, transcript = embedded.plain(text), embedded.plain(transcript)
     ids = symbol_ids(text, language, transcript)
     null = null_symbol_ids(language, transcript)
-    return EncodedSpeech(speech_encoder(ids), speech_encoder(null), bool(transcript), written), notes
+    features, null_features = speech_encoder(ids), speech_encoder(null)
+    return EncodedSpeech(features, null_features, bool(transcript), written, language), notes
 
 
 class SpeechEncode(io.ComfyNode):

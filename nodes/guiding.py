@@ -557,19 +557,20 @@ def _savings() -> list:
     ]
 
 
-def _model_and_texts() -> list:
+def _model_and_texts(lazy: bool | None = None) -> list:
+    model = "From UniAVGen Load Model, LoRAs and compile included."
     return [
-        io.Model.Input("model", tooltip="From UniAVGen Load Model, LoRAs and compile included."),
-        io.Conditioning.Input("positive", tooltip="From a UniAVGen task node."),
-        io.Conditioning.Input("negative", tooltip="From the same task node."),
+        io.Model.Input("model", lazy=lazy, tooltip=model),
+        io.Conditioning.Input("positive", lazy=lazy, tooltip="From a UniAVGen task node."),
+        io.Conditioning.Input("negative", lazy=lazy, tooltip="From the same task node."),
     ]
 
 
-def _run(scales: list, seed_tooltip: str) -> list:
-    """What a node that samples asks for, around its `scales`."""
+def _run(scales: list, seed_tooltip: str, lazy: bool | None = None) -> list:
+    """What a node that samples asks for, around its `scales`; `lazy`: its sockets wait for them."""
     return [
-        *_model_and_texts(),
-        io.Latent.Input("latent", tooltip="From the same task node."),
+        *_model_and_texts(lazy),
+        io.Latent.Input("latent", lazy=lazy, tooltip="From the same task node."),
         *scales,
         io.Int.Input(
             "seed",
@@ -697,6 +698,7 @@ class GuidanceGrid(io.ComfyNode):
                     io.String.Input("s_a", default="1, 2, 4", tooltip="Scales of the audio, one a row."),
                 ],
                 "The same for all, so that only the scales differ.",
+                lazy=True,
             ),
             outputs=[
                 io.Latent.Output(display_name="latents", is_output_list=True, tooltip="Row by row."),
@@ -706,23 +708,18 @@ class GuidanceGrid(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, s_v: str | None, s_a: str | None) -> bool | str:
+    def check_lazy_status(cls, s_v: str, s_a: str, **inputs) -> list[str]:
+        """Refuses wrong scales before the nodes above are run; `validate_inputs` would blame both fields."""
         for name, text in (("s_v", s_v), ("s_a", s_a)):
-            if text is not None and not _scales(text):
-                return f"{name} is {text!r}, expected numbers from 0 to 10 with commas, such as 1, 3, 5"
-        return True
+            _scales(name, text)
+        return ["model", "positive", "negative", "latent"]
 
     @classmethod
     def execute(
         cls, model, positive, negative, latent, s_v, s_a, seed, steps, interval, skip_layer, shift
     ) -> io.NodeOutput:
         check_one_take(latent)
-        across, down = _scales(s_v), _scales(s_a)
-        for name, text, scales in (("s_v", s_v, across), ("s_a", s_a, down)):
-            if not scales:
-                raise UserError(
-                    f"{name} is {text!r}, expected numbers from 0 to 10 with commas, such as 1, 3, 5"
-                )
+        across, down = _scales("s_v", s_v), _scales("s_a", s_a)
         latents, labels = [], []
         sigmas = schedule(steps, model_shift(model, shift)) / 1000
         for a in down:
@@ -734,13 +731,15 @@ class GuidanceGrid(io.ComfyNode):
         return io.NodeOutput(latents, labels, len(across))
 
 
-def _scales(text: str) -> list[float]:
-    """Numbers with commas; empty where the text is anything else."""
+def _scales(name: str, text: str) -> list[float]:
+    """Numbers with commas; raises UserError where the text is anything else."""
     try:
         scales = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        return []
-    return scales if all(0 <= scale <= 10 for scale in scales) else []
+    except (ValueError, AttributeError):
+        scales = []
+    if not scales or not all(0 <= scale <= 10 for scale in scales):
+        raise UserError(f"{name} is {text!r}, expected numbers from 0 to 10 with commas, such as 1, 3, 5")
+    return scales
 
 
 NODES = [Guider, Scheduler, Sampler, GuidanceGrid]

@@ -33,9 +33,10 @@ from ..uniavgen_core.errors import UserError
 from ..uniavgen_core.model.cache import Cache
 from ..uniavgen_core.model.config import Config
 from ..uniavgen_core.model.dit import DualBranchDiT
-from ..uniavgen_core.model.inputs import ActiveParts, Conditioned, References, TextConditioning
+from ..uniavgen_core.model.inputs import ActiveParts, Conditioned, References, Speaker, TextConditioning
 from ..uniavgen_core.model.layers import uncompiled
 from ..uniavgen_core.modes import MODES
+from ..uniavgen_core.who_speaks import speaker
 from .cfg_functions import owner, without_effect
 
 TASK_NODES = "a UniAVGen task node (Joint, Reference Voice, Continuation, Dubbing, Audio-Driven, Edit)"
@@ -61,6 +62,7 @@ class Pass:
     caches: dict[torch.device, Cache] | None = None
     face_masks: FaceMasks | None = None
     scales: tuple[float, float] | None = None
+    speaker: Speaker | None = None
 
 
 class HostDiT(DualBranchDiT):
@@ -118,6 +120,7 @@ class HostDiT(DualBranchDiT):
             audio_attention=attention_pytorch,  # quantised attention garbles the audio branch
             on_layer=partial(transformer_options.__setitem__, "block_index"),
             scales=None if run.scales is None else timestep.new_tensor([run.scales]).expand(len(timestep), 2),
+            speaker=run.speaker,
         )
         if run.face_masks is not None:
             run.face_masks.update(out.face_masks)
@@ -234,7 +237,11 @@ class UniAVGen(comfy.model_base.BaseModel):
             out["reference_mel"] = comfy.conds.CONDRegular(kwargs["uniavgen_reference_mel"].to(device))
         out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
         v2a = kwargs["uniavgen_null"] or config.variant not in MODES[kwargs["uniavgen_mode"]].v2a_off
-        run = Pass(_conditioned(kwargs.get("denoise_mask"), shapes), ActiveParts(v2a=v2a))
+        speaks = None
+        if "uniavgen_who_speaks" in kwargs:
+            mask, how = kwargs["uniavgen_who_speaks"]
+            speaks = speaker(mask, how, tuple(shapes[0][2:]), config.patch)
+        run = Pass(_conditioned(kwargs.get("denoise_mask"), shapes), ActiveParts(v2a=v2a), speaker=speaks)
         out["run"] = comfy.conds.CONDConstant(run)
         return out
 
@@ -289,11 +296,17 @@ def _conditioned(mask: Tensor | None, shapes: list) -> Conditioned:
     conditioned = []
     for name, stream in streams:
         low, high = stream.flatten(1).aminmax(dim=1)
-        if not torch.equal(low, high) or not ((low == 0) | (low == 1)).all():
+        between = stream[(stream != 0) & (stream != 1)]
+        if len(between):
             raise UserError(
-                f"the noise mask of the {name} is not 0 (conditioned) or 1 (generate) over whole frames, "
-                f"the same "
-                "for the whole batch; draw masks that cover whole frames"
+                f"the noise mask of the {name} holds {float(between[0]):g}, expected 0 (known, kept as it "
+                "is) or 1 (generated) over whole frames; the model knows no strengths between, so set the "
+                "mask to 0 or 1 (Threshold Mask)"
+            )
+        if not torch.equal(low, high):
+            raise UserError(
+                f"the noise mask of the {name} is 0 in one part of a frame or of the batch and 1 in another, "
+                "expected the same over whole frames; draw masks that cover whole frames"
             )
         conditioned.append(low == 0)
     return Conditioned(*conditioned)

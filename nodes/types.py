@@ -46,13 +46,14 @@ class PreparedAudio:
 class EncodedSpeech:
     """What is said and its null, features of the speech encoder `[1, N, dim]`.
 
-    `transcript`: whether the words of a reference voice stand before it; `text`: what is said.
+    `transcript`: whether the words of a reference voice stand before it; `text`, `language`: what is said.
     """
 
     features: Tensor
     null: Tensor
     transcript: bool
     text: str = ""
+    language: str = "en"
 
 
 class WrongLatent(UserError, AttributeError):

@@ -279,6 +279,7 @@ def test_generate_makes_one_clip_of_a_script_and_again_only_what_changed(capfd, 
     [
         (("--text", "hello"), "one of --text and --script"),
         (("--frames", 33), "leave --frames out"),
+        (("--last-image", PUPPET), "belong to a single clip"),
         (("--mode", "dubbing"), "not in mode dubbing"),
         (("--script", "nowhere.txt"), "expected a text file"),
         (("--script", PUPPET), "no text in UTF-8"),

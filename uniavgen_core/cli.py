@@ -161,6 +161,24 @@ def _add_clip(p: argparse.ArgumentParser) -> None:
         "--edit", choices=("both", "video", "audio"), help="edit: what is made anew (default both)"
     )
     p.add_argument(
+        "--who-speaks",
+        metavar="MASK",
+        help="an image, white over the face that speaks, or a video of the clip's length",
+    )
+    p.add_argument(
+        "--who-speaks-how",
+        choices=("multiply", "replace"),
+        help="the mask multiplies the predicted face mask (default) or replaces it",
+    )
+    p.add_argument("--last-image", help="experimental: an image the clip ends with")
+    p.add_argument(
+        "--keyframe",
+        action="append",
+        default=[],
+        metavar="FRAME:FILE",
+        help="experimental: an image held at a frame (16 a second, -1 is the last); may be given again",
+    )
+    p.add_argument(
         "--short-side",
         type=int,
         help=f"pixels of the shorter side, a multiple of 32 (default {d.short_side})",
@@ -424,15 +442,28 @@ def _request(options: argparse.Namespace, settings: SamplingDefaults) -> Request
 
     names = (
         "out caption negative_caption image video audio voice voice_text language "
-        "frames prefix_frames edit_start edit_end edit short_side steps shift seed preset"
+        "frames prefix_frames edit_start edit_end edit short_side steps shift seed preset "
+        "who_speaks who_speaks_how last_image"
     )
     return Request(
         mode=options.mode or "joint",
         text=options.text or "",
         guidance=_guidance(options, settings.guidance),
         savings=_savings(options),
+        keyframes=tuple(map(_keyframe, options.keyframe)),
         **{name: getattr(options, name) for name in names.split()},
     )
+
+
+def _keyframe(text: str) -> tuple[int, str]:
+    frame, colon, path = text.partition(":")
+    try:
+        number = int(frame)
+    except ValueError:
+        number = None
+    if number is None or not colon or not path:
+        raise UserError(f"--keyframe is {text!r}, expected FRAME:FILE, such as 40:smile.png or -1:end.png")
+    return number, path
 
 
 def _guidance(options: argparse.Namespace, default: Guidance) -> Guidance:

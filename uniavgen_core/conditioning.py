@@ -29,6 +29,7 @@ from .media.mel import (
     sound_latent,
 )
 from .media.vae import TEMPORAL
+from .model.inputs import Speaker
 from .modes import ALL, FIRST, MODES, NOTHING, OUTSIDE, Mode
 
 __all__ = [
@@ -188,7 +189,7 @@ class Task:
     Shapes: `reference_image` `[B, C, 1, H, W]`; `clean_video` `[B, C, T, H, W]` and `clean_audio`
     `[B, L, bands]`, zero but where `conditioned_video` bool `[T]` and `conditioned_audio` bool `[L]` are true
     (any frames); `reference_mel` `[B, Lr, bands]`, with `reference_mel_lengths` `[B]` where voices of a batch
-    differ in length. `v2a`: whether video informs audio in the full pass.
+    differ in length. `v2a`: whether video informs audio in the full pass. `speaker`: see `who_speaks`.
     """
 
     reference_image: Tensor
@@ -199,6 +200,7 @@ class Task:
     reference_mel: Tensor | None = None
     v2a: bool = True
     reference_mel_lengths: Tensor | None = None
+    speaker: Speaker | None = None
 
     def apply(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Both latents with the conditioned positions overwritten by clean data."""
@@ -485,7 +487,7 @@ def _range(edit: Edit | None, latents: int, mels: int, notes: list[str]) -> Anew
             "start below its end, both in seconds"
         )
     first, last = floor(start * FPS + 1e-6), min(ceil(end * FPS - 1e-6), frames) - 1
-    video = Span(max(1, _latent_of(first)), _latent_of(last) + 1)
+    video = Span(max(1, latent_of(first)), latent_of(last) + 1)
     audio = Span(
         min(floor(start * MELS_PER_SECOND + 1e-6), mels - 1),
         min(ceil(end * MELS_PER_SECOND - 1e-6), mels) if last < frames - 1 else mels,
@@ -509,7 +511,7 @@ def _range(edit: Edit | None, latents: int, mels: int, notes: list[str]) -> Anew
     return Anew(video, audio)
 
 
-def _latent_of(frame: int) -> int:
+def latent_of(frame: int) -> int:
     """The latent frame that holds a video frame."""
     return -(-frame // TEMPORAL)
 

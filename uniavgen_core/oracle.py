@@ -257,9 +257,13 @@ def interact(
     embedding: Tensor,
     a2v_on: bool,
     v2a_on: bool,
+    speaker: Tensor | None = None,
+    instead: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both updates, from the same features, and the mask: [T, h, w, D], [L, A], [T, h, w]."""
     mask = face_mask(part(w_a2v, "mask_head"), config, video, embedding)
+    if speaker is not None:
+        mask = speaker.view(mask.shape) * (torch.ones_like(mask) if instead else mask)
     to_video, to_audio = torch.zeros_like(video), torch.zeros_like(audio)
     if a2v_on:
         said = a2v(w_a2v, config, video, audio)
@@ -371,6 +375,8 @@ class Clip:
     a2v: bool = True
     v2a: bool = True
     skip_layers: tuple[int, ...] = ()
+    speaker: Tensor | None = None  # who speaks: [T, h * w] in 0..1
+    instead: bool = False  # in place of the face mask, else times it
 
 
 def forward(state: State, config, clip: Clip) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
@@ -426,6 +432,8 @@ def forward(state: State, config, clip: Clip) -> tuple[Tensor, Tensor, dict[int,
             e_v[tokens:].unflatten(0, shape[:3]),
             clip.a2v,
             clip.v2a,
+            clip.speaker,
+            clip.instead,
         )
         masks[n] = mask.flatten(1)
         to_video[torch.tensor(clean_v)] = 0

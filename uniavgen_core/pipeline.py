@@ -15,18 +15,18 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
-from . import conditioning, duration, embedded, memory
+from . import conditioning, duration, embedded, keyframes, memory, who_speaks
 from .conditioning import MAX_FRAMES, MIN_FRAMES, Edit, Mode, Plan, Task
 from .errors import UserError
 from .media import FPS, files, mel, speech
 from .media.caption import CaptionEncoder, load_caption_encoder
-from .media.vae import WanVAE, load_vae
+from .media.vae import SPATIAL, WanVAE, load_vae
 from .media.vocoder import GriffinLim, Vocoder, load_vocoder
 from .memory import Clip, MemoryPlan
 from .model.config import Config
 from .model.dit import DualBranchDiT
 from .model.inputs import TextConditioning
-from .modes import MODES
+from .modes import ALL, MODES
 from .sampling.defaults import Guidance, SamplingDefaults, Savings, find_preset
 from .sampling.guidance import speech_features
 from .sampling.sampler import Sample, sample, schedule
@@ -176,6 +176,9 @@ class Request:
     are left out, in place of the preset's.
     `prefix_frames`: how many frames of a video a continuation keeps, by default half the clip.
     `edit_start`, `edit_end` in seconds, `edit` ("both", "video", "audio"): what edit makes anew.
+    `who_speaks`: a mask, white over the face that speaks, an image or a video of the clip's length;
+    `who_speaks_how`: "multiply" (default) the predicted face mask, or "replace" it.
+    `last_image`, `keyframes` (frame number and image): images held at frames of the clip; -1 is the last.
     """
 
     mode: str
@@ -201,6 +204,10 @@ class Request:
     seed: int | None = None
     preset: str | None = None
     savings: Savings | None = None
+    who_speaks: str | None = None
+    who_speaks_how: str | None = None
+    last_image: str | None = None
+    keyframes: tuple[tuple[int, str], ...] = ()
 
     def completed(self, defaults: SamplingDefaults) -> CompletedRequest:
         """The request with the model's defaults where it has no values of its own, before any file is read.
@@ -262,6 +269,15 @@ class Request:
             raise UserError(f"mode {mode.name} keeps the whole video; leave --frames out")
         if ("voice" in given) != ("voice_text" in given):
             raise UserError("--voice and --voice-text belong together: give the clip and what is said in it")
+        if self.who_speaks_how and not self.who_speaks:
+            raise UserError("--who-speaks-how needs --who-speaks; give the mask")
+        if self.stills and mode.video == ALL:
+            raise UserError(f"mode {mode.name} keeps the whole video; leave --keyframe and --last-image out")
+
+    @property
+    def stills(self) -> tuple[tuple[int, str], ...]:
+        """All keyframes, the last image among them."""
+        return (*self.keyframes, *(((-1, self.last_image),) if self.last_image else ()))
 
 
 @dataclass(frozen=True)
@@ -308,7 +324,9 @@ class Inputs:
     """What the files hold, cut and converted: nothing of a model has run yet.
 
     `frames` uint8 `[F, H, W, 3]`: the reference image, or the source video; `image` `[1, H, W, 3]`: a
-    reference image beside a video; `audio` `[n]` at 24 kHz: the source audio.
+    reference image beside a video; `audio` `[n]` at 24 kHz: the source audio; `who_speaks`: a mask
+    `[F, H, W]` and what is done with it; `stills`: keyframes, each a frame number and an image
+    `[1, H, W, 3]`.
     """
 
     plan: Plan
@@ -319,6 +337,8 @@ class Inputs:
     image: Tensor | None
     audio: Tensor | None
     notes: list[str]
+    who_speaks: tuple[Tensor, str] | None = None
+    stills: tuple[tuple[int, Tensor], ...] = ()
 
     def clip(self) -> Clip:
         """What decides the memory of the run."""
@@ -384,7 +404,19 @@ def read_inputs(completed: CompletedRequest, as_said: Callable[[str], str] = str
     if request.video and request.image:
         image = files.fit_image(files.read_image(request.image)[None], width, height)
     frames = files.fit_image(frames[: plan.given_frames], width, height)
-    return Inputs(plan, (width, height), symbols, null_symbols, frames, image, audio, notes)
+    mask = None
+    if request.who_speaks:
+        mask = who_speaks.read_mask(request.who_speaks)[: plan.frames], request.who_speaks_how or "multiply"
+        size = (plan.latents, height // SPATIAL, width // SPATIAL)
+        who_speaks.speaker(*mask, size, (1, 1))  # says now what does not fit
+    stills, known = [], plan.masks[0]
+    for frame, path in request.stills:
+        notes.append(keyframes.described(frame, known))
+        known = keyframes.marked(known, frame)
+        stills.append((frame, files.fit_image(files.read_image(path)[None], width, height)))
+    return Inputs(
+        plan, (width, height), symbols, null_symbols, frames, image, audio, notes, mask, tuple(stills)
+    )
 
 
 class _Movable(Protocol):
@@ -589,7 +621,16 @@ def prepare_task(pipeline: Pipeline, inputs: Inputs) -> Task:
     """The task of a request's inputs: its frames through the VAE, on the pipeline's device."""
     video = pipeline.encode_frames(inputs.frames)
     image = None if inputs.image is None else pipeline.encode_frames(inputs.image)
-    return inputs.plan.task(video, pipeline.config.variant, image)
+    task = inputs.plan.task(video, pipeline.config.variant, image)
+    for frame, still in inputs.stills:
+        latent = pipeline.encode_frames(keyframes.still(still))
+        known = keyframes.put(task.clean_video, task.conditioned_video, frame, latent)
+        task = replace(task, clean_video=known[0], conditioned_video=known[1])
+    if inputs.who_speaks is not None:
+        latents, rows, columns = task.clean_video.shape[2:]
+        size, patch = (latents, rows, columns), pipeline.config.patch
+        task = replace(task, speaker=who_speaks.speaker(*inputs.who_speaks, size, patch))
+    return task
 
 
 def finished(
@@ -603,13 +644,13 @@ def finished(
 
     Conditioned frames of a source video and conditioned samples of a recording are those of the source.
     """
-    from_video = MODES[inputs.plan.mode].takes_video
-    if from_video and task.conditioned_video.all():
+    from_video, from_source = MODES[inputs.plan.mode].takes_video, inputs.plan.masks[0]
+    if from_video and from_source.all():
         frames = inputs.frames
     else:
         frames = pipeline.decode_video(sampled.video, on_decoded)
         if from_video:
-            frames = conditioning.keep_frames(frames, inputs.frames, task.conditioned_video)
+            frames = conditioning.keep_frames(frames, inputs.frames, from_source)
     if inputs.audio is not None and task.conditioned_audio.all():
         return frames, inputs.audio
     waveform = pipeline.decode_audio(sampled.audio, on_decoded)[0]

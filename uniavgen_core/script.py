@@ -104,6 +104,10 @@ def prepare(request: Request, script: str, weights: Weights, longest: int | None
         )
     if request.frames is not None:
         raise UserError("the length of a script comes from its sentences; leave --frames out")
+    if request.who_speaks or request.stills:
+        raise UserError(
+            "--who-speaks, --keyframe and --last-image belong to a single clip; leave --script out"
+        )
     defaults = weights.settings()
     longest = longest or longest_part(defaults)
     lines = read_script(script, longest)

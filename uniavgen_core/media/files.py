@@ -130,12 +130,16 @@ def resample_frames(frames: torch.Tensor, fps: float, target_fps: float = FPS) -
     return frames[nearest.clamp(max=len(frames) - 1)]
 
 
-def fit_image(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """Cuts the middle of uint8 `[H, W, 3]` or `[F, H, W, 3]` to the aspect wanted, then resizes (bicubic)."""
-    h, w = image.shape[-3:-1]
+def crop_box(h: int, w: int, width: int, height: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the largest middle of `h` x `w` pixels with the aspect wanted."""
     crop_w = min(w, max(1, round(h * width / height)))
     crop_h = min(h, max(1, round(w * height / width)))
-    top, left = (h - crop_h) // 2, (w - crop_w) // 2
+    return (h - crop_h) // 2, (w - crop_w) // 2, crop_h, crop_w
+
+
+def fit_image(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
+    """Cuts the middle of uint8 `[H, W, 3]` or `[F, H, W, 3]` to the aspect wanted, then resizes (bicubic)."""
+    top, left, crop_h, crop_w = crop_box(image.shape[-3], image.shape[-2], width, height)
     planes = image[..., top : top + crop_h, left : left + crop_w, :].movedim(-1, -3)  # [..., 3, h, w]
     batch = planes.reshape(-1, *planes.shape[-3:])
     resized = F.interpolate(batch, (height, width), mode="bicubic", antialias=True)

@@ -61,6 +61,15 @@ def unknown_symbols(text: str, language: str = "en") -> list[str]:
     return list(dict.fromkeys(unknown))
 
 
+def spoken_words(text: str, language: str = "en") -> list[str]:
+    """The words of a text as symbols: English words as they stand, Chinese syllables in pinyin.
+
+    Raises:
+        UserError: as `unknown_symbols`.
+    """
+    return "".join(symbol for _, symbol in _symbols(text, language)).split()
+
+
 def _padded(ids: list[int]) -> list[int]:
     return ids + [FILLER] * (MIN_LENGTH - len(ids))
 

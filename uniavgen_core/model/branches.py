@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .a2v import A2V
+from .inputs import Speaker
 from .layers import Attention, Head, KeyValue, TimeEmbedding, uncompiled
 from .rope import Rotary
 from .v2a import V2A, VideoKV
@@ -59,6 +60,7 @@ class VideoBranch(Branch):
 
     size: tuple[int, int, int]  # T, H, W of the latent
     patch: tuple[int, int]
+    speaker: Speaker | None = None
 
     @uncompiled
     def target(self) -> Tensor:
@@ -67,8 +69,12 @@ class VideoBranch(Branch):
 
     @uncompiled
     def face_mask(self, a2v: A2V) -> Tensor:
-        """M of every target token, `[B, T, S]`."""
-        return a2v.mask_head(self.target(), self.time.embedding[:, 1:], self.dtype)
+        """M of every target token, `[B, T, S]`: predicted, times or in place of it what is given."""
+        target = self.target()
+        if self.speaker is not None and self.speaker.instead:
+            return self.speaker.mask.to(target).expand(target.shape[:-1])
+        predicted = a2v.mask_head(target, self.time.embedding[:, 1:], self.dtype)
+        return predicted if self.speaker is None else self.speaker.mask.to(predicted) * predicted
 
     @uncompiled
     def kv(self, v2a: V2A, mask: Tensor, rotary: Rotary) -> VideoKV:

@@ -14,7 +14,7 @@ from .a2v import A2V, zero_output
 from .branches import AudioBranch, VideoBranch, gradient
 from .cache import Cache, Constants, Stage, get_or_compute
 from .config import Config
-from .inputs import ActiveParts, Conditioned, References, TextConditioning, Velocity, check
+from .inputs import ActiveParts, Conditioned, References, Speaker, TextConditioning, Velocity, check
 from .interaction import Interaction, interact, plan_interaction
 from .layers import Attention, Block, Head, embed_scales, embed_time, sdpa, uncompiled
 from .speech_encoder import SpeechEncoder
@@ -97,6 +97,7 @@ class DualBranchDiT(nn.Module):
         audio_attention: Attention = sdpa,
         on_layer: Callable[[int], None] = lambda layer: None,
         scales: Tensor | None = None,
+        speaker: Speaker | None = None,
     ) -> Velocity:
         """The velocity of both latents at one time.
 
@@ -109,6 +110,7 @@ class DualBranchDiT(nn.Module):
             attention, audio_attention: see `Attention`; the second serves the audio branch and A2V.
             on_layer: called with the number of each layer before its blocks are run.
             scales: `[B, 2]`, s_v and s_a; for a distilled model alone, which takes 1 and 1 without them.
+            speaker: a face mask from outside; the same as long as a cache is kept.
 
         A branch that is conditioned whole is read without a gradient: its blocks learn nothing of the other.
 
@@ -117,7 +119,7 @@ class DualBranchDiT(nn.Module):
         """
         if conditioned is None:
             conditioned = Conditioned.none(video.shape[2], audio.shape[1])
-        check(self.config, video, audio, time, text, references, conditioned)
+        check(self.config, video, audio, time, text, references, conditioned, speaker)
         if scales is not None and not self.config.distilled:
             raise ValueError("scales are given to a model that is not distilled")
         if scales is None and self.config.distilled:
@@ -133,7 +135,7 @@ class DualBranchDiT(nn.Module):
         stages = self._stages(active.skip_layers)
 
         with gradient(not conditioned.video.all()):
-            v = self._embed_video(video, time, references, conditioned, constants, attention, scales)
+            v = self._embed_video(video, time, references, conditioned, constants, attention, scales, speaker)
         with gradient(not conditioned.audio.all()):
             a = self._embed_audio(
                 audio, time, text, references, conditioned, constants, audio_attention, scales
@@ -192,6 +194,7 @@ class DualBranchDiT(nn.Module):
         constants: Constants,
         attention: Attention,
         scales: Tensor | None,
+        speaker: Speaker | None,
     ) -> VideoBranch:
         c = self.config
         x = torch.cat((references.image, video), dim=2)
@@ -213,6 +216,7 @@ class DualBranchDiT(nn.Module):
             dtype=video.dtype,
             size=(video.shape[2], video.shape[3], video.shape[4]),
             patch=c.patch,
+            speaker=speaker,
         )
 
     @uncompiled

@@ -14,7 +14,8 @@ from .config import Config
 class Velocity(NamedTuple):
     """`noise - data`, float32: video `[B, C, T, H, W]` without the reference frame, audio `[B, L, bands]`.
 
-    `face_masks`: interaction block -> `[B, T, H/2 * W/2]` in 0..1, for the blocks that were run.
+    `face_masks`: interaction block -> `[B, T, H/2 * W/2]` in 0..1 as they were used, for the blocks that were
+    run.
     """
 
     video: Tensor
@@ -68,6 +69,18 @@ class Conditioned:
         return cls(torch.zeros(frames, dtype=torch.bool), torch.zeros(mels, dtype=torch.bool))
 
 
+@dataclass(frozen=True, eq=False)
+class Speaker:
+    """Who speaks: a face mask from outside (docs/model.md section 4).
+
+    `mask` `[1 or B, 1 or T, S]` in 0..1 over the S tokens of the target frames; it multiplies the predicted
+    face mask, or `instead` takes its place.
+    """
+
+    mask: Tensor
+    instead: bool = False
+
+
 @dataclass(frozen=True)
 class ActiveParts:
     """Which parts of the network a pass runs.
@@ -89,6 +102,7 @@ def check(
     text: TextConditioning,
     references: References,
     conditioned: Conditioned,
+    speaker: Speaker | None = None,
 ) -> None:
     """Raises ValueError for shapes that do not fit the model or each other."""
     c, batch = config, video.shape[0]
@@ -126,4 +140,13 @@ def check(
         if mask.shape != (length,) or mask.dtype != torch.bool:
             raise ValueError(
                 f"conditioned_{name} is {mask.dtype} {tuple(mask.shape)}, expected torch.bool ({length},)"
+            )
+    if speaker is not None:
+        rows, columns = (-(-n // p) for n, p in zip(video.shape[3:], c.patch))
+        wanted = ((1, batch), (1, video.shape[2]), (rows * columns,))
+        shape = tuple(speaker.mask.shape)
+        if len(shape) != 3 or any(n not in allowed for n, allowed in zip(shape, wanted)):
+            raise ValueError(
+                f"the speaker's mask has shape {shape}, expected 1 or {batch}, 1 or {video.shape[2]}, "
+                f"{rows * columns}"
             )

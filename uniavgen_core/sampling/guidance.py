@@ -127,4 +127,5 @@ class GuidedModel:
             attention=self.attention,
             audio_attention=self.attention,
             **({} if scales is None else {"scales": scales}),
+            speaker=task.speaker,
         )

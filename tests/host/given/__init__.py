@@ -181,6 +181,14 @@ GIVEN = {
     "two clips": lambda: pictures(10, 64, 64, 3),
     "two sounds": lambda: audio(torch.cat((sound(0.3125)["waveform"], 0.5 * sound(0.3125)["waveform"]))),
     "500 s": lambda: sound(500.0),
+    # masks
+    "mask of ones": lambda: torch.ones(1, 64, 96),
+    "mask of zeros": lambda: torch.zeros(1, 64, 96),
+    "mask of 3 frames": lambda: torch.ones(3, 64, 96),
+    "mask of no frames": lambda: torch.ones(0, 64, 96),
+    "mask up to 2": lambda: torch.full((1, 64, 96), 2.0),
+    "mask below 0": lambda: torch.full((1, 64, 96), -0.5),
+    "NaN mask": lambda: spoiled(torch.ones(1, 64, 96)),
 }
 
 
