@@ -33,6 +33,7 @@ LABELS = {
     "guidance_grid": "s_v x s_a",
     "upscaled": "larger, 24 frames a second",
     "face_mask": "where the model sees the face",
+    "who_speaks": "two people, who speaks",
     "advanced": "all stages",
 }
 CLIPS = {"embedded_face_mask": "embedded_face_mask_mask"}  # where it is not named like the workflow

@@ -76,6 +76,7 @@ TITLES = {
     "embedded_guidance_grid": "07 Puppet - compare s_v and s_a",
     "embedded_upscaled": "08 Puppet - larger, 24 frames a second",
     "embedded_face_mask": "09 Puppet - where the model sees the face",
+    "embedded_who_speaks": "12 Puppet - two people, who speaks",
     "embedded_advanced": "19 Puppet - all stages, to rewire",
     "joint": "21 Person - image and words to talking video",
     "reference_voice": "22 Person - in the voice of a recording",
@@ -86,6 +87,7 @@ TITLES = {
     "guidance_grid": "27 Person - compare s_v and s_a",
     "upscaled": "28 Person - larger, 24 frames a second",
     "face_mask": "29 Person - where the model sees the face",
+    "who_speaks": "32 Person - two people, who speaks",
     "advanced": "39 Person - all stages, to rewire",
 }
 BLUEPRINT_CATEGORY = "Video generation and editing/Talking video"
@@ -121,6 +123,10 @@ FACE_MASK = (
     "Show the Face Mask of a Talking Video",
     "The person of the image says the words; a second video shows where the model sees the face.",
 )
+WHO_SPEAKS = (
+    "Two People, Who Speaks",
+    "Of two people in one image the one under the mask says the words.",
+)
 TILED = (
     "Image and Words to Talking Video in Tiles",
     "The person of the image says the words; VAE Decode works in tiles, for large videos.",
@@ -131,6 +137,7 @@ UPSCALED = (
 )
 TILE = {False: 512, True: 96}  # side of a tile of VAE Decode in pixels, by whether embedded
 SHOWN = {("video", "UNIAVGEN_VIDEO"): "encoded video"}  # names of inputs that are not the key
+PUPPET_SIDE = 128  # pixels
 NOTE_HEIGHT, PICTURE, NODE_HEIGHT = 200, 170, 500
 
 
@@ -199,12 +206,13 @@ def encode_video(g: Graph, p: Parts, image: Link, fps: float | Link = 16.0) -> N
     return g.add("UniAVGenVideoEncode", vae=p.vae, image=image, short_side=p.settings.short_side, fps=fps)
 
 
-def sample(g: Graph, p: Parts, task: Node, **values) -> Node:
+def sample(g: Graph, p: Parts, task: Node, steered: Node | None = None, **values) -> Node:
+    """`steered`: a node between the task's conditionings and the sampler."""
     return g.add(
         "UniAVGenSampler",
         model=p.model,
-        positive=(task, 0),
-        negative=(task, 1),
+        positive=(steered or task, 0),
+        negative=(steered or task, 1),
         latent=(task, 2),
         **p.null_pass | p.schedule | values,
     )
@@ -223,11 +231,13 @@ def decode(g: Graph, p: Parts, latent: Link, tile: int = 0) -> tuple[Node, Node]
     return images, audio
 
 
-def faces(g: Subgraph, p: Parts, mode: str, embedded: bool) -> dict[str, Link]:
+def faces(
+    g: Subgraph, p: Parts, mode: str, embedded: bool, pictures: tuple[str, ...] = ("image",)
+) -> dict[str, Link]:
     """What the artist gives, on the face of the subgraph; sockets first."""
     video = {"continuation": ["video"], "dubbing": ["video"], "edit": ["video"]}
     sockets = {"reference_voice": ["image", "voice"], "audio_driven": ["image", "speech"], **video}
-    links = {name: g.face(name) for name in sockets.get(mode, ["image"])}
+    links = {name: g.face(name) for name in sockets.get(mode, pictures)}
     same = mode in ("continuation", "dubbing", "audio_driven")  # as the recording
     words = EDITED[embedded] if mode == "edit" else p.voice_line if same else p.line
     widgets = {"words": (words, "")}
@@ -301,7 +311,7 @@ def subgraph(name: str, description: str, embedded: bool, first: int = 101) -> S
 
 
 def inside(mode: str, embedded: bool, names: tuple[str, str] | None = None) -> Subgraph:
-    """The subgraph that does one mode. `names`: of the variants `TILED` and `FACE_MASK`."""
+    """The subgraph that does one mode. `names`: of the variants `TILED`, `FACE_MASK` and `WHO_SPEAKS`."""
     g = subgraph(*(names or BLUEPRINTS[mode]), embedded)
     with g.group("1  Model", "load"):
         p = loaders(g, embedded)
@@ -309,7 +319,11 @@ def inside(mode: str, embedded: bool, names: tuple[str, str] | None = None) -> S
         p.settings = replace(p.settings, short_side=384, frames=49, steps=25)
     if names == TILED and not embedded:
         p.settings = replace(p.settings, short_side=384)
-    given = faces(g, p, mode, embedded)
+    if names == WHO_SPEAKS:
+        given = faces(g, p, mode, embedded, ("left", "right") if embedded else ("image", "mask"))
+        given |= two_puppets(g, given) if embedded else {}
+    else:
+        given = faces(g, p, mode, embedded)
     prepared = task(g, p, mode, given)
     sliders = {name: given[name] for name in ("seed", "s_v", "s_a")}
     if mode == "guidance_grid":
@@ -333,7 +347,12 @@ def inside(mode: str, embedded: bool, names: tuple[str, str] | None = None) -> S
         g.preview = grid
         return g
     with g.group("4  Generate", "sample"):
-        sampled = sample(g, p, prepared, **sliders)
+        steered = None
+        if names == WHO_SPEAKS:
+            texts = {"positive": (prepared, 0), "negative": (prepared, 1)}
+            steered = g.add("UniAVGenWhoSpeaks", mask=given["mask"], **texts)
+            g.column()
+        sampled = sample(g, p, prepared, steered, **sliders)
     with g.group("5  Video", "out", 200):
         images, audio = decode(g, p, (sampled, 0), TILE[embedded] if names == TILED else 0)
         g.column(320)
@@ -422,6 +441,44 @@ def face_mask(embedded: bool) -> Graph:
     g.place(820, width=260)
     save(g, (node, 0), name)
     save(g, (node, 3), f"{name}_mask", "Save Video: face mask")
+    return g
+
+
+def two_puppets(g: Subgraph, given: dict[str, Link]) -> dict[str, Link]:
+    """Two puppets of 128 x 128 pixels side by side, and a mask over one of them."""
+    half = PUPPET_SIDE
+    x = g.face("speaker", 0, f"who speaks: 0 left, {half} right")
+    with g.group("Two in one image, a mask over one", "give"):
+        spacing = {"spacing_width": 0, "spacing_color": "white"}
+        both = g.add("ImageStitch", image1=given["left"], image2=given["right"], **spacing)
+        nobody = g.add("SolidMask", "Nobody", value=0.0, width=2 * half, height=half)
+        one = g.add("SolidMask", "One of them", value=1.0, width=half, height=half)
+        g.column()
+        mask = g.add("MaskComposite", destination=(nobody, 0), source=(one, 0), x=x, y=0, operation="add")
+    return {"image": (both, 0), "mask": (mask, 0)}
+
+
+def who_speaks(embedded: bool) -> Graph:
+    """Joint with two people in the image, of whom one speaks."""
+    g, core = Graph(), inside("joint", embedded, WHO_SPEAKS)
+    name = "embedded_who_speaks" if embedded else "who_speaks"
+    g.place(0, width=340 if embedded else 400)
+    if embedded:
+        left = g.add("UniAVGenPuppet", "Puppet on the left", extra=PICTURE, puppet="woman")
+        right = g.add("UniAVGenPuppet", "Puppet on the right", extra=PICTURE, puppet="man")
+        links = {"left": (left, 0), "right": (right, 0)}
+    else:
+        g.note(note("who_speaks", embedded), NOTE_HEIGHT)
+        two = g.add("LoadImage", "Two people, mask over one", extra=PICTURE, image="example.png")
+        links = {"image": (two, 0), "mask": (two, 1)}
+    start = 370 if embedded else 430
+    g.place(start, width=360)
+    node = g.add_subgraph(core, NODE_HEIGHT, WHO_SPEAKS[0], **links)
+    g.place(start + 390, width=400 if embedded else 260)
+    if embedded:
+        g.note(note("who_speaks", embedded), NOTE_HEIGHT)
+        g.narrow(260)
+    save(g, (node, 0), name)
     return g
 
 
@@ -602,6 +659,7 @@ def workflows() -> dict[str, Graph]:
         graphs |= {prefix + mode: one_clip(mode, embedded) for mode in (*MODES, "guidance_grid")}
         graphs[f"{prefix}upscaled"] = upscaled(embedded)
         graphs[f"{prefix}face_mask"] = face_mask(embedded)
+        graphs[f"{prefix}who_speaks"] = who_speaks(embedded)
         graphs[f"{prefix}advanced"] = all_stages(embedded)
     return graphs
 

@@ -94,6 +94,13 @@ NATIVE = {
         "codec:COMFY_DYNAMICCOMBO_V3?",
         "video:VIDEO",
     ),
+    "ImageStitch": _native(
+        "image1:IMAGE image2:IMAGE?",
+        "direction:COMBO match_image_size:BOOLEAN spacing_width:INT spacing_color:COMBO",
+        "IMAGE:IMAGE",
+    ),
+    "SolidMask": _native("", "value:FLOAT width:INT height:INT", "MASK:MASK"),
+    "MaskComposite": _native("destination:MASK source:MASK", "x:INT y:INT operation:COMBO", "MASK:MASK"),
     "PreviewImage": _native("images:IMAGE", "", "images:IMAGE"),
     "ImageFromBatch": _native("image:IMAGE", "batch_index:INT length:INT", "IMAGE:IMAGE"),
     "CreateVideo": _native("images:IMAGE audio:AUDIO?", "fps:FLOAT bit_depth:INT?", "VIDEO:VIDEO"),
@@ -106,6 +113,7 @@ NATIVE_VALUES = {
     "CLIPLoader": {"device": "default"},
     "SaveVideo": {"format": "mp4", "format.codec": "auto", "codec": "auto"},
     "CreateVideo": {"bit_depth": 8},
+    "ImageStitch": {"direction": "right", "match_image_size": True},
 }
 
 

@@ -12,6 +12,7 @@ TITLES = {
     "guidance_grid": "Compare s_v and s_a",
     "upscaled": "Larger, 24 frames a second",
     "face_mask": "Where the model sees the face",
+    "who_speaks": "Two people, who speaks",
     "advanced": "All stages, to rewire",
 }
 
@@ -109,6 +110,18 @@ LINES = {
             "If the mask misses the mouth, take an image with a larger face.",
             TAKE,
         ]
+    ],
+    "who_speaks": [
+        [
+            "Right click the picture, **Open in MaskEditor**, paint over the face that speaks.",
+            "Upper box: the **words**. Lower box: the **caption** of both people.",
+            TAKE,
+        ],
+        [
+            "**Who speaks**: 0 is the left puppet, 128 the right one; the audio moves that face.",
+            PUPPET_WORDS,
+            "The model was trained with one face; the other one stays mostly still.",
+        ],
     ],
     "advanced": 2
     * [

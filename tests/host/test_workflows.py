@@ -28,7 +28,9 @@ def files(server, host) -> HostServer:
     """The server with the files that the workflows name: a picture, a video with sound, a voice, models."""
     given = server.base / "input"
     write_enlarging_models(server.base / "models")
-    Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(given / "example.png")
+    picture = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+    picture.putalpha(Image.linear_gradient("L").resize((96, 64)))  # as Load Image keeps a mask
+    picture.save(given / "example.png")
     with wave.open(str(given / "voice.wav"), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
