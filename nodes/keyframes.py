@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from ..uniavgen_core.media.mel import MEL_BANDS
 from ..uniavgen_core.media.vae import LATENT_CHANNELS, SPATIAL
 from .encoding import checked_vae, pictures_uint8
 from .host_model import TASK_NODES
-from .types import CATEGORY, UNSAMPLED, tell
+from .types import CATEGORY, UNSAMPLED, JointLatent, tell
 
 
 class Keyframe(io.ComfyNode):
@@ -64,8 +63,8 @@ class Keyframe(io.ComfyNode):
         mask = mask.clone()
         mask[:, :, keyframes.place(frame, known)] = 0
         tell(cls, note)
-        samples = NestedTensor((video, streams[1]))
-        changed = {**latent, "samples": samples, "noise_mask": NestedTensor((mask, masks[1]))}
+        samples = JointLatent((video, streams[1]))
+        changed = {**latent, "samples": samples, "noise_mask": JointLatent((mask, masks[1]))}
         if UNSAMPLED in latent:
             changed[UNSAMPLED] = samples
         return io.NodeOutput(changed)

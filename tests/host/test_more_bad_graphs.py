@@ -19,7 +19,13 @@ WHO = {
     ),
     "given mask": given("mask of ones"),
 }
-KEY = {"key": node("UniAVGenKeyframe", latent=["task", 2], vae=["parts", 3], image=["picture", 0], frame=-1)}
+
+
+def keyframe() -> dict:
+    return node("UniAVGenKeyframe", latent=["task", 2], vae=["parts", 3], image=["picture", 0], frame=-1)
+
+
+KEY = {"key": keyframe()}
 TIMING = {"timing": node("UniAVGenTiming", latent=["task", 2], width=640)}
 THROUGH_WHO = {"sampler.positive": ["who", 0], "sampler.negative": ["who", 1]}
 THROUGH_KEY = {"sampler.latent": ["key", 0]}
@@ -110,7 +116,7 @@ CASES = [
     key("frame", "<None>", "frame is nothing (None)", "whole number"),
     key("frame", 2, "frames 1 to 4", "known already", mode="dubbing"),
     key("frame", 3, "frames 1 to 4", "known already", mode="continuation"),
-    key("latent", ["first", 0], "frames 1 to 4", "known already", extra={"first": KEY["key"]}),
+    key("latent", ["first", 0], "frames 1 to 4", "known already", extra={"first": keyframe()}),
     timing("latent", "<None>", "latent is nothing (None)", "a LATENT"),
     timing("latent", "<video latent>", "latent is [1, 48, 2, 4, 6]", "a joint latent", "task node"),
     timing("latent", "<audio latent>", "latent is [1, 80, 31]", "a joint latent", "task node"),
