@@ -178,3 +178,16 @@ def test_clips_are_tiled_row_by_row_under_their_labels(pack):
         tile = sheet[:, top : top + 64, left : left + 96]
         assert torch.allclose(tile, torch.full_like(tile, shade), atol=1 / 255)
         assert sheet[:, top - strip : top, left : left + 96].amax() > 0.5
+
+
+def test_the_doctor_reports_on_the_host_and_its_files(pack, monkeypatch):
+    core, memory = pack.module("uniavgen_core.doctor"), pack.module("uniavgen_core.memory")
+    monkeypatch.setattr(core, "RELEASED", pack.module("uniavgen_core.model.config").TINY)
+    monkeypatch.setattr(core, "CLIPS", (memory.Clip("joint", 96, 64, 9, 56),))
+    output = pack.module("nodes.doctor").Doctor.execute()
+    lines = output.result[0].splitlines()
+    assert output.ui.as_dict() == {"text": (output.result[0],)}
+    assert lines[0].startswith("ComfyUI 0.")
+    assert any(line.startswith("model ") and "a UniAVGen checkpoint" in line for line in lines)
+    assert all(line.endswith("ok") for line in lines if line[:4] in ("fp32", "bf16", "fp16", "fp8 "))
+    assert any("while sampling; about" in line for line in lines)
