@@ -184,10 +184,14 @@ def test_the_doctor_reports_on_the_host_and_its_files(pack, monkeypatch):
     core, memory = pack.module("uniavgen_core.doctor"), pack.module("uniavgen_core.memory")
     monkeypatch.setattr(core, "RELEASED", pack.module("uniavgen_core.model.config").TINY)
     monkeypatch.setattr(core, "CLIPS", (memory.Clip("joint", 96, 64, 9, 56),))
-    output = pack.module("nodes.doctor").Doctor.execute()
+    doctor = pack.module("nodes.doctor")
+    found = doctor.found_files()
+    assert found["model"] is not None
+    monkeypatch.setattr(doctor, "found_files", lambda: found | {"model": pack.folder / "bf16.safetensors"})
+    output = doctor.Doctor.execute()
     lines = output.result[0].splitlines()
     assert output.ui.as_dict() == {"text": (output.result[0],)}
     assert lines[0].startswith("ComfyUI 0.")
-    assert any(line.startswith("model ") and "a UniAVGen checkpoint" in line for line in lines)
+    assert any(line.startswith("model ") and "a UniAVGen checkpoint" in line for line in lines), lines
     assert all(line.endswith("ok") for line in lines if line[:4] in ("fp32", "bf16", "fp16", "fp8 "))
     assert any("while sampling; about" in line for line in lines)
