@@ -215,6 +215,18 @@ def test_a_file_is_found_beside_the_list_and_a_quoted_line_break_keeps_the_line_
     assert faults == []
 
 
+def test_an_option_of_several_values_is_a_list_and_a_row_s_own_wins(tmp_path, real):
+    photo = str(real / "photo.png")
+    keyframes = [f"8:{photo}", f"-1:{photo}"]
+    rows = [{**rows_of(real, 1)[0], "keyframe": keyframes}, {**rows_of(real, 1)[0], "id": "shared"}]
+    rows.append({**rows[0], "id": "lost", "keyframe": "4:nowhere.png"})
+    jobs = write_jsonl(tmp_path / "jobs.jsonl", rows)
+    (own, shared), (fault,) = reader(tmp_path, "--keyframe", f"4:{photo}").read(jobs)
+    assert own.request.keyframes == ((8, photo), (-1, photo))
+    assert shared.request.keyframes == ((4, photo),)
+    assert (fault.line, fault.message) == (3, "nowhere.png: no such file (keyframe); it is looked for here")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [

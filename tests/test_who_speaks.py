@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import oracle
 import pytest
 import torch
 from clips import photograph
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uniavgen_core import DualBranchDiT, conditioning, embedded, pipeline
+from uniavgen_core import DualBranchDiT, conditioning, embedded, oracle, pipeline
 from uniavgen_core.cli import main
 from uniavgen_core.errors import UserError
 from uniavgen_core.media import files

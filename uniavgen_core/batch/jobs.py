@@ -32,7 +32,7 @@ RELEASE_COLUMNS = {
     "audio_path": "audio",
 }
 """The columns of the release's CSV files, by the options of `generate` that they are."""
-FILES = ("image", "video", "audio", "voice")
+FILES = ("image", "video", "audio", "voice", "who_speaks", "last_image")
 NOT_IN_NAMES = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
 LONGEST_NAME = 200  # bytes of an id, so that its files and their temporary names fit a file system
 
@@ -127,6 +127,9 @@ class Reader:
             given = getattr(request, file)
             if given and not Path(given).is_file():
                 raise UserError(f"{given}: no such file ({file}); it is looked for here and beside the list")
+        for _, given in request.keyframes:
+            if not Path(given).is_file():
+                raise UserError(f"{given}: no such file (keyframe); it is looked for here")
         differing = {
             key: value
             for key, value in vars(options).items()
@@ -136,7 +139,7 @@ class Reader:
 
     def _options(self, row: dict[str, Any]) -> argparse.Namespace:
         """A row as the command line would read it, over what is shared by all rows."""
-        arguments = []
+        arguments, shared = [], copy.deepcopy(self._shared)
         for name, value in row.items():
             if name not in self._defaults:
                 raise UserError(f"{name!r} is no option of a clip; the options are those of `generate`")
@@ -145,11 +148,12 @@ class Reader:
                 raise UserError(f"{name} is an object, expected one value")
             if isinstance(value, bool):
                 arguments += [flag] if value else []
-            elif isinstance(value, list):
-                arguments += [flag, *map(str, value)]
-            else:
-                arguments.append(f"{flag}={value}")
-        return self._parser.parse_args(arguments, argparse.Namespace(**copy.deepcopy(self._shared)))
+                continue
+            if isinstance(shared[name], list):
+                shared[name] = []  # the row's own, not added to those of all rows
+            values = value if isinstance(value, list) else [value]
+            arguments += [f"{flag}={part}" for part in values]
+        return self._parser.parse_args(arguments, argparse.Namespace(**shared))
 
 
 def _checked_id(given: object) -> str:
@@ -216,7 +220,8 @@ def _of_release(row: dict[str, str | None], mode: str | None) -> dict[str, Any]:
         named["language"] = named["language"].lower()
     if mode in MODES and "mode" not in named:
         used = {*MODES[mode].needs, *MODES[mode].allows}
-        return {k: v for k, v in named.items() if k in used or k not in (*FILES, "voice_text")}
+        given = {"image", "video", "audio", "voice", "voice_text"}
+        return {k: v for k, v in named.items() if k in used or k not in given}
     return {"mode": mode or _task(named), **named}
 
 
