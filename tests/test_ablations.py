@@ -221,6 +221,7 @@ def study(start, latents, tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "checkpoint.pt").write_text("large")
         done.append((arm.title, seed))
+        assert set(arm.tasks) == set(self.ways)
 
     measured = rows({"mouth_loss": 0.4, "audio_loss": 1.0, "sync_dubbing": 0.5, "mask_iou": 0.3})
     monkeypatch.setattr(Study, "_trained", trained)
@@ -261,6 +262,8 @@ def test_the_report_has_a_table_a_figure_and_verdicts(study):
         (["--latents", "nowhere"], "latents.json is missing"),
         (["--steps", "0"], "--steps is 0"),
         (["--clips", "1"], "--clips is 1"),
+        (["--sampled", "65"], "--sampled 65"),
+        (["--ways", "dubbing,joint"], "--ways is 'dubbing,joint'"),
     ],
 )
 def test_a_wrong_study_is_answered_in_one_line(arguments, answer, latents, tmp_path, capsys):

@@ -74,6 +74,9 @@ def add_actions(actions: argparse._SubParsersAction) -> None:
     p.add_argument("--seeds", type=int, default=3, help="trainings of each arm")
     p.add_argument("--clips", type=int, default=64, help="held-out clips for losses and masks")
     p.add_argument("--sampled", type=int, default=32, help="how many of them are generated; 0: none")
+    p.add_argument(
+        "--ways", default="audio-driven,dubbing", help="directions that the interaction is tried in"
+    )
     p.add_argument("--sampling-steps", type=int, default=16)
     p.add_argument("--save-every", type=int, default=20, help="steps between checkpoints")
     p.set_defaults(run=resumable(_ablations))
@@ -122,6 +125,7 @@ def _ablations(options: argparse.Namespace) -> int:
         Theatre(0, "held-out"),
         Path(options.out),
         **{name: getattr(options, name) for name in numbers},
+        ways=tuple(options.ways.split(",")),
         on_arm=lambda arm, what: print(f"{arm}, {what}", file=sys.stderr, flush=True),
     )
     study.run(names)

@@ -34,7 +34,7 @@ from ..evaluation.metrics import mask_iou, measure
 from ..evaluation.recogniser import Recogniser, word_errors, words
 from ..evaluation.runs import fingerprint, read_lines, sampler
 from ..evaluation.sampling import Example, face_masks, make, velocity_at
-from .arms import ARMS, Arm
+from .arms import ARMS, TWO_WAYS, Arm
 from .frozen import ArmBatches, FrozenVideoDiT, InteractionObjective, video_tokens
 
 MOUTH_TIME, AUDIO_TIME = 0.9, 0.99
@@ -45,6 +45,7 @@ MOUTH_TIME, AUDIO_TIME = 0.9, 0.99
 class Study:
     """All arms, in one folder. `clips` held-out clips give losses and masks, `sampled` of them are generated.
 
+    `ways`: the directions that interaction and face mask are trained and measured in, of `TWO_WAYS`.
     `pipeline` holds the start; its VAE, caption encoder and vocoder serve all arms. `steps` of `batch` clips
     for each training; `sampling_steps` without guidance, or with it for the arms of guidance.
 
@@ -64,6 +65,7 @@ class Study:
     sampled: int = 8
     sampling_steps: int = 8
     save_every: int = 20
+    ways: tuple[str, ...] = tuple(TWO_WAYS)
     on_arm: Callable[[str, str], object] = lambda arm, what: None
     _examples: list[Example] = field(default_factory=list)
     _known: Tensor | None = None
@@ -76,6 +78,8 @@ class Study:
             raise UserError(
                 f"--clips is {self.clips} and --sampled {self.sampled}; use 2 or more and sample 0 to all"
             )
+        if not self.ways or not set(self.ways) <= TWO_WAYS.keys():
+            raise UserError(f"--ways is {','.join(self.ways)!r}; choose from {', '.join(TWO_WAYS)}")
         about = {
             "start": fingerprint(self.pipeline.model.get()),
             "latents": len(self.latents),
@@ -85,6 +89,7 @@ class Study:
             "clips": self.clips,
             "sampled": self.sampled,
             "sampling_steps": self.sampling_steps,
+            "ways": list(self.ways),
         }
         file = self.out / "about.json"
         if file.exists() and json.loads(file.read_text()) != about:
@@ -100,7 +105,7 @@ class Study:
                 if (folder / "clips.jsonl").exists():
                     continue
                 self.on_arm(name, f"seed {seed}")
-                arm = ARMS[name]
+                arm = self._arm(name)
                 if arm.guidance is not None:
                     rows = self._guided(arm.guidance, seed)
                 else:
@@ -109,6 +114,10 @@ class Study:
                 lines = [json.dumps(row) for row in (name_row(name, seed), *rows)]
                 write_text(folder / "clips.jsonl", "".join(line + "\n" for line in lines))
                 (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+    def _arm(self, name: str) -> Arm:
+        arm = ARMS[name]
+        return arm if arm.group == "tasks" else replace(arm, tasks=dict.fromkeys(self.ways, 1.0))
 
     def _trained(self, arm: Arm, seed: int, folder: Path) -> DualBranchDiT:
         start = self.pipeline.model.get()
@@ -142,8 +151,7 @@ class Study:
             if arm.interaction:
                 for row, (mask, target) in zip(part, face_masks(pipeline, examples, seed)):
                     row["mask_iou"] = mask_iou(mask, target)
-        modes = ("audio-driven", "dubbing") if arm.group != "tasks" else ("joint",)
-        for mode in modes:
+        for mode in ("joint",) if arm.group == "tasks" else arm.tasks:
             self._sample(
                 pipeline, rows[: self.sampled], mode, Guidance.none(), self.sampling_steps, seed, arm
             )
@@ -252,12 +260,15 @@ def losses(pipeline: Pipeline, examples: list[Example], seed: int, arm: Arm) -> 
         audio = (velocity.audio - (batch.audio_noise - batch.audio)).square().mean((1, 2))
         return batch, video, audio
 
-    batch, video, _ = error("audio-driven", MOUTH_TIME)
-    weight = mouth(batch.mask)
-    mouths = (video * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-6)
-    audios = error("dubbing", AUDIO_TIME)[2]
-    found = {"mouth_loss": mouths, "audio_loss": audios}
-    if arm.group == "tasks":
+    found = {}
+    every = arm.group == "tasks"
+    if every or "audio-driven" in arm.tasks:
+        batch, video, _ = error("audio-driven", MOUTH_TIME)
+        weight = mouth(batch.mask)
+        found["mouth_loss"] = (video * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-6)
+    if every or "dubbing" in arm.tasks:
+        found["audio_loss"] = error("dubbing", AUDIO_TIME)[2]
+    if every:
         _, video, audio = error("joint", MOUTH_TIME)
         found["joint_loss"] = video[:, 1:].mean((1, 2, 3)) + audio
     return [dict(zip(found, row)) for row in torch.stack(list(found.values()), 1).tolist()]
