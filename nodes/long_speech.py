@@ -33,11 +33,11 @@ from ..uniavgen_core.long_speech import (
 from ..uniavgen_core.media.files import write_mp4_stream
 from ..uniavgen_core.media.mel import SAMPLE_RATE, check_audible, check_voice_length, latent_to_mel
 from ..uniavgen_core.media.speech import LANGUAGES
-from ..uniavgen_core.sampling.defaults import SamplingDefaults
+from ..uniavgen_core.sampling.defaults import DEFAULT_PRESET, SamplingDefaults, find_preset
 from ..uniavgen_core.sampling.sampler import schedule
 from .decoding import Split
 from .encoding import encode_speech
-from .guiding import MACFGGuider, _details, _shift, _sliders, _steps, guidance, model_shift, sample
+from .guiding import MACFGGuider, _details, _preset, _shift, _sliders, _steps, guidance, model_shift, sample
 from .tasks import conditioned
 from .types import (
     CATEGORY,
@@ -142,6 +142,7 @@ class LongSpeech(io.ComfyNode):
                     tooltip="The exact words of the reference voice, if there is one; else empty.",
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="For lines with a caption of their own."),
+                _preset(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -176,6 +177,7 @@ class LongSpeech(io.ComfyNode):
         reference_voice: PreparedAudio | None = None,
         transcript: str = "",
         clip=None,
+        preset: str = DEFAULT_PRESET,
     ) -> io.NodeOutput:
         defaults = embedded.settings() if speech_encoder.puppet else SamplingDefaults()
         longest, transcript = longest_part(defaults), transcript.strip()
@@ -184,7 +186,8 @@ class LongSpeech(io.ComfyNode):
             raise UserError("a line of the script has a caption; connect clip, or leave out the |")
         voice = _voice(reference_voice, transcript)
         scales = guidance(s_v, s_a, interval, skip_layer)
-        sigmas = schedule(steps, model_shift(model, shift)) / 1000
+        chosen = find_preset(preset)
+        sigmas = schedule(chosen.steps(steps), model_shift(model, shift)) / 1000
         image, notes = video.latent[:, :, :1], []
 
         def make(window: Window) -> tuple[Tensor, Tensor]:
@@ -195,7 +198,7 @@ class LongSpeech(io.ComfyNode):
                 seen = clip.encode_from_tokens_scheduled(clip.tokenize(window.caption))
             task = window.plan.task(window.video, reference_image=image)
             prepared = conditioned(task, window.plan.mode, seen, negative, speech).args
-            guider = MACFGGuider(model, scales)
+            guider = MACFGGuider(model, scales, savings=chosen.savings)
             guider.set_conds(prepared[0], prepared[1])
             streams = sample(guider, prepared[2], sigmas, window.seed)["samples"].unbind()
             return streams[0], streams[1].transpose(1, 2)
@@ -212,6 +215,7 @@ class LongSpeech(io.ComfyNode):
             transcript,
             language,
             scales,
+            chosen.savings,
             sigmas,
             id(speech_encoder),
             id(clip),

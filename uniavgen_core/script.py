@@ -182,7 +182,7 @@ def given(script: Script, weights: Weights) -> str:
     if weights.embedded:
         paths = [str(embedded.folder() / part) for part in embedded.PARTS]
     request = replace(done.request, out="", text="", image=None, voice=None)
-    settings = done.guidance, done.steps, done.shift, done.short_side
+    settings = done.guidance, done.steps, done.shift, done.short_side, done.savings
     tensors = script.inputs.frames, script.inputs.plan.reference_mel
     return digest(weights, _stamps([Path(path) for path in paths if path]), request, settings, *tensors)
 

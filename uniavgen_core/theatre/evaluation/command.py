@@ -74,6 +74,7 @@ def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, we
     p.add_argument("--people", type=int, default=16, help="held-out faces")
     p.add_argument("--first", type=int, default=0, help="the first of them; processes can share the work")
     p.add_argument("--sentences", type=int, default=8, help="of each script, 2 s each")
+    p.add_argument("--preset", help="fewer passes of the model, as in generate")
     p.add_argument("--recogniser", help="default: the embedded one")
     add_weights(p)
     p.set_defaults(run=resumable(_script), weights=weights)
@@ -306,6 +307,7 @@ def _script(options: argparse.Namespace) -> int:
         Path(options.out),
         list(range(options.first, options.first + options.people)),
         options.sentences,
+        options.preset,
         on_part=lambda index, count: tqdm.write(f"part {index + 1} of {count}", file=sys.stderr),
     )
     print(json.dumps(values, indent=2))

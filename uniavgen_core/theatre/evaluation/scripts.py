@@ -43,6 +43,7 @@ def run(
     out: Path,
     people: list[int],
     sentences: int = 8,
+    preset: str | None = None,
     on_part: Progress = lambda done, count: None,
 ) -> dict:
     """Measures those of `people` that are missing in `out`, keeps their clips, and sums all up.
@@ -53,7 +54,12 @@ def run(
     pipeline, theatre = Pipeline.load(weights, keep=True), Theatre(0, "held-out")
     defaults = pipeline.defaults
     about = {"model": fingerprint(pipeline.model.get()), "sentences": sentences, "steps": defaults.steps}
-    about |= {"shift": defaults.shift, "s_v": defaults.guidance.s_v, "s_a": defaults.guidance.s_a}
+    about |= {
+        "preset": preset,
+        "shift": defaults.shift,
+        "s_v": defaults.guidance.s_v,
+        "s_a": defaults.guidance.s_a,
+    }
     with Results(out / "scripts.jsonl", about) as lines, torch.inference_mode():
         for person in people:
             if person in {row["person"] for row in lines.rows}:
@@ -70,6 +76,7 @@ def run(
                 image=str(picture),
                 short_side=theatre.size[1],
                 seed=person,
+                preset=preset,
             )
             script = prepare(request, "\n".join(lines_of(person, sentences)), weights)
             parts = _parts(pipeline, script, out / "parts", digest(about, person), on_part)
