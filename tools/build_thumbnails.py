@@ -22,6 +22,7 @@ from build_workflows import LINE, TITLES  # noqa: E402
 from uniavgen_core.media.files import read_video  # noqa: E402
 
 SIDE, BAND, FPS = 320, 36, 16
+LONGEST = 80  # frames of a picture
 PHOTOGRAPH = ROOT / "assets" / "astronaut.jpg"
 LABELS = {
     "joint": "image + words",
@@ -31,6 +32,7 @@ LABELS = {
     "audio_driven": "image + speech",
     "edit": "other words in a part",
     "guidance_grid": "s_v x s_a",
+    "long_speech": "a script of any length",
     "upscaled": "larger, 24 frames a second",
     "face_mask": "where the model sees the face",
     "who_speaks": "two people, who speaks",
@@ -57,7 +59,7 @@ def puppet(name: str, clips: Path) -> list[Image.Image]:
     if not files:
         raise SystemExit(f"{clips}: no clip of {name}; run that template first")
     label = LABELS[name.removeprefix("embedded_")]
-    return [framed(Image.fromarray(frame), label) for frame in read_video(files[-1]).frames.numpy()]
+    return [framed(Image.fromarray(frame), label) for frame in read_video(files[-1]).frames[:LONGEST].numpy()]
 
 
 def person(name: str) -> list[Image.Image]:

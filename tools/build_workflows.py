@@ -61,8 +61,15 @@ WOMAN, OTHER = PUPPETS["woman"], "old man"
 PUPPET_LINE = "Hello, show me the moon."
 # the recording with its last word changed, released and embedded
 EDITED = ("This is how I sound when I read a sentence again.", "we bring my flower")
+# a script, released and embedded
+SCRIPTS = (
+    "Hello from the workshop, it is good to see you.\nToday I will show you how a clip grows.\n"
+    "Every line of this text is a part of its own.\nChange one, and what follows is made again.",
+    "hello show me the moon\nthe old bird sings tonight\nthanks bring me the bread",
+)
 BEGINNING = 17  # frames of the recording that a continuation keeps
 MODES = ("joint", "reference_voice", "continuation", "dubbing", "audio_driven", "edit")
+OTHERS = ("guidance_grid", "long_speech")
 GRID = {False: ("1, 3, 5", "1, 3"), True: ("1, 2, 4", "1, 2")}  # s_v and s_a, by whether embedded
 
 # file names of the templates, in the order of the page: puppets to 19, people from 21
@@ -76,6 +83,7 @@ TITLES = {
     "embedded_guidance_grid": "07 Puppet - compare s_v and s_a",
     "embedded_upscaled": "08 Puppet - larger, 24 frames a second",
     "embedded_face_mask": "09 Puppet - where the model sees the face",
+    "embedded_long_speech": "10 Puppet - a script, sentence after sentence",
     "embedded_who_speaks": "12 Puppet - two people, who speaks",
     "embedded_advanced": "19 Puppet - all stages, to rewire",
     "joint": "21 Person - image and words to talking video",
@@ -87,6 +95,7 @@ TITLES = {
     "guidance_grid": "27 Person - compare s_v and s_a",
     "upscaled": "28 Person - larger, 24 frames a second",
     "face_mask": "29 Person - where the model sees the face",
+    "long_speech": "30 Person - a script, sentence after sentence",
     "who_speaks": "32 Person - two people, who speaks",
     "advanced": "39 Person - all stages, to rewire",
 }
@@ -113,6 +122,10 @@ BLUEPRINTS = {
     "edit": (
         "Change Words in a Talking Video",
         "A range of seconds is made anew with other words; everything else stays as it is.",
+    ),
+    "long_speech": (
+        "Image and Script to Long Talking Video",
+        "The person of the image says a script of any length, one sentence a line, without a seam.",
     ),
     "guidance_grid": (
         "Compare Guidance of a Talking Video",
@@ -240,7 +253,7 @@ def faces(
     links = {name: g.face(name) for name in sockets.get(mode, pictures)}
     same = mode in ("continuation", "dubbing", "audio_driven")  # as the recording
     words = EDITED[embedded] if mode == "edit" else p.voice_line if same else p.line
-    widgets = {"words": (words, "")}
+    widgets = {"words": (SCRIPTS[embedded], "one sentence a line") if mode == "long_speech" else (words, "")}
     if mode == "reference_voice":
         widgets["voice_words"] = (PUPPETS[OTHER]["words"] if embedded else p.voice_line, "words of the voice")
     widgets["caption"] = (p.caption, "")
@@ -250,7 +263,7 @@ def faces(
         widgets["start"] = (1.1, "from second")
         widgets["end"] = (2.0, "to second")
         widgets["edit"] = ("both", "what is made anew")
-    elif mode not in ("dubbing", "audio_driven"):
+    elif mode not in ("dubbing", "audio_driven", "long_speech"):
         widgets["frames"] = (p.settings.frames, "length in frames (16 a second)")
     widgets["seed"] = (2025, "")
     if mode == "guidance_grid":
@@ -324,6 +337,8 @@ def inside(mode: str, embedded: bool, names: tuple[str, str] | None = None) -> S
         given |= two_puppets(g, given) if embedded else {}
     else:
         given = faces(g, p, mode, embedded)
+    if mode == "long_speech":
+        return long_speech(g, p, given)
     prepared = task(g, p, mode, given)
     sliders = {name: given[name] for name in ("seed", "s_v", "s_a")}
     if mode == "guidance_grid":
@@ -375,6 +390,31 @@ def inside(mode: str, embedded: bool, names: tuple[str, str] | None = None) -> S
     if names == FACE_MASK:
         g.give("face mask", (masked, 0))
     g.preview = sampled
+    return g
+
+
+def long_speech(g: Subgraph, p: Parts, given: dict[str, Link]) -> Subgraph:
+    """A script on one node, and one that decodes any length to a file."""
+    with g.group("2  Encode", "give"):
+        video = encode_video(g, p, given["image"])
+        positive, negative = captions(g, p, given["caption"])
+    with g.group("3  Sentence after sentence", "sample"):
+        spoken = g.add(
+            "UniAVGenLongSpeech",
+            extra=100,
+            model=p.model,
+            speech_encoder=p.speech_encoder,
+            positive=(positive, 0),
+            negative=(negative, 0),
+            video=(video, 0),
+            script=given["words"],
+            clip=p.clip,
+            **{name: given[name] for name in ("seed", "s_v", "s_a")} | p.null_pass | p.schedule,
+        )
+    with g.group("4  Video", "out", 320):
+        clip = g.add("UniAVGenDecodeToFile", latent=(spoken, 0), vae=p.vae, vocoder=p.vocoder)
+    g.give("video", (clip, 0))
+    g.preview = spoken
     return g
 
 
@@ -656,7 +696,7 @@ def workflows() -> dict[str, Graph]:
     """Every workflow by the name of its API twin; `TITLES` has the names of the templates."""
     graphs = {}
     for prefix, embedded in (("", False), ("embedded_", True)):
-        graphs |= {prefix + mode: one_clip(mode, embedded) for mode in (*MODES, "guidance_grid")}
+        graphs |= {prefix + mode: one_clip(mode, embedded) for mode in (*MODES, *OTHERS)}
         graphs[f"{prefix}upscaled"] = upscaled(embedded)
         graphs[f"{prefix}face_mask"] = face_mask(embedded)
         graphs[f"{prefix}who_speaks"] = who_speaks(embedded)
@@ -666,7 +706,7 @@ def workflows() -> dict[str, Graph]:
 
 def blueprints() -> dict[str, dict]:
     """The subgraphs that the host serves, by file name."""
-    subgraphs = [inside(mode, embedded) for embedded in (False, True) for mode in (*MODES, "guidance_grid")]
+    subgraphs = [inside(mode, embedded) for embedded in (False, True) for mode in (*MODES, *OTHERS)]
     return {subgraph.name: subgraph.blueprint(NODE_HEIGHT) for subgraph in subgraphs}
 
 

@@ -10,6 +10,7 @@ TITLES = {
     "audio_driven": "A face for recorded speech",
     "edit": "Other words in a part",
     "guidance_grid": "Compare s_v and s_a",
+    "long_speech": "A script, sentence after sentence",
     "upscaled": "Larger, 24 frames a second",
     "face_mask": "Where the model sees the face",
     "who_speaks": "Two people, who speaks",
@@ -81,6 +82,18 @@ LINES = {
         [
             "**From second** .. **to second** is made anew; everything else stays.",
             "Upper box: the words of the **whole** clip, the new ones in place. Lower box: the caption.",
+            PUPPET_WORDS,
+        ],
+    ],
+    "long_speech": [
+        [
+            "Upper box: the script, **one sentence a line**, up to 65 letters each. Lower box: the caption.",
+            "A line may have a caption of its own: `sentence | caption`.",
+            "Change a line: it and what follows are made anew, nothing before it.",
+        ],
+        [
+            "Upper box: the script, **one sentence a line**. Lower box: the caption, true to the image.",
+            "Change a line: it and what follows are made anew, nothing before it.",
             PUPPET_WORDS,
         ],
     ],
