@@ -54,17 +54,14 @@ def integrate(
     times: Tensor,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
     cancelled: Callable[[], bool] = lambda: False,
-    second_order: bool = False,
 ) -> Sample:
     """Euler steps along `velocity(video, audio, time [B], step, steps)`; conditioned frames run along.
-
-    `second_order`: steps of Adams and Bashforth, from the velocities of this and the last step.
 
     Raises:
         Cancelled: `cancelled()` returned true before a step.
         UserError: the velocity is not finite.
     """
-    steps, face_masks, last = len(times) - 1, {}, None
+    steps, face_masks = len(times) - 1, {}
     for i in range(steps):
         if cancelled():
             raise Cancelled(f"cancelled after {i} of {steps} steps; nothing was written")
@@ -76,22 +73,9 @@ def integrate(
                 "use bf16 or fp32 weights (fp16 can overflow) and look at the file with `uniavgen inspect`"
             )
         dt = (times[i] - times[i + 1]).to(video.device) / 1000
-        if second_order:
-            share = 0 if last is None else float((times[i] - times[i + 1]) / (times[i - 1] - times[i])) / 2
-            u, last = _ahead(u, last, share), u
         video, audio, face_masks = video - u.video * dt, audio - u.audio * dt, u.face_masks
         on_step(i + 1, steps)
     return Sample(video, audio, face_masks)
-
-
-def _ahead(now: Velocity, last: Velocity | None, share: float) -> Velocity:
-    """`now + share (now - last)`."""
-    if last is None:
-        return now
-    video, audio = (
-        torch.lerp(a, b, 1 + share) for a, b in ((last.video, now.video), (last.audio, now.audio))
-    )
-    return Velocity(video, audio, now.face_masks)
 
 
 @torch.inference_mode()

@@ -44,6 +44,7 @@ def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, we
 
     p = actions.add_parser("pareto", help="what fewer passes cost: joint clips made in several ways")
     p.add_argument("--ways", help="names with semicolons (default: all); run again with others to add them")
+    p.add_argument("--first", type=int, default=0, help="number of the first clip; processes can share")
     p.add_argument("--against", help="folder of another such run, whose exact way is compared with")
     _add_sampling(p, clips=16)
     p.add_argument("--s-v", type=float, help="guidance of the picture; 1 is off")
@@ -153,7 +154,7 @@ def _pareto(options: argparse.Namespace) -> int:
     names = [name.strip() for name in options.ways.split(";")] if options.ways else list(WAYS)
     evaluation = _evaluation(options)
     against = read_ways(Path(options.against)) if options.against else None
-    found = summary(measure_ways(evaluation, names), against)
+    found = summary(measure_ways(evaluation, names, options.first), against)
     write_text(evaluation.out / "pareto.svg", figure(found))
     write_text(evaluation.out / "pareto.md", table(found) + "\n")
     print(table(found))

@@ -31,7 +31,6 @@ class Way:
 
     share: float = 1.0
     savings: Savings = Savings()  # noqa: RUF009 (frozen)
-    second_order: bool = False
 
 
 WAYS = {
@@ -40,14 +39,13 @@ WAYS = {
     "reuse 4 after 20 %": Way(savings=Savings(reuse=4, reuse_after=0.2)),
     "cache 0.2": Way(savings=Savings(cache=0.2)),
     "half the steps": Way(0.5),
-    "half the steps, second order": Way(0.5, second_order=True),
     "3/4 of the steps, reuse 4 after 20 %": Way(0.75, Savings(reuse=4, reuse_after=0.2)),
     "half the steps, reuse 2": Way(0.5, Savings(reuse=2)),
 }
 
 
-def measure_ways(evaluation: Evaluation, names: list[str]) -> list[dict]:
-    """Measures what is missing, clip by clip and way by way, and returns all rows.
+def measure_ways(evaluation: Evaluation, names: list[str], first: int = 0) -> list[dict]:
+    """Measures what is missing of `evaluation.clips` clips from `first` on, and returns all rows.
 
     Beside measures of a joint clip a row has "passes" and "video_distance" and "audio_distance": of the
     latents to those of the exact way, relative to their norm.
@@ -61,13 +59,14 @@ def measure_ways(evaluation: Evaluation, names: list[str]) -> list[dict]:
     names = [EXACT, *(name for name in names if name != EXACT)]
     with Results(evaluation.out / FILE, evaluation.about) as lines:
         done = {(row["index"], row["way"]) for row in lines.rows}
-        for start in range(0, evaluation.clips, evaluation.batch):
-            indices = range(start, min(start + evaluation.batch, evaluation.clips))
+        end = first + evaluation.clips
+        for start in range(first, end, evaluation.batch):
+            indices = range(start, min(start + evaluation.batch, end))
             for name in names:
                 missing = [i for i in indices if (i, name) not in done]
                 for row in _rows(evaluation, name, missing) if missing else ():
                     lines.add(row)
-                evaluation.on_clips(name, indices[-1] + 1, evaluation.clips)
+                evaluation.on_clips(name, indices[-1] + 1, end)
         return lines.rows
 
 
@@ -82,7 +81,6 @@ def _rows(evaluation: Evaluation, name: str, indices: list[int]) -> list[dict]:
         evaluation.shift,
         evaluation.seed,
         savings=way.savings,
-        second_order=way.second_order,
     )
     heard = evaluation.recogniser.transcribe(torch.from_numpy(np.stack([clip.waveform for clip in made])))
     rows = []
