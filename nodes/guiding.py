@@ -504,8 +504,9 @@ def _preset() -> io.Input:
         options=list(PRESETS),
         default=DEFAULT_PRESET,
         optional=True,
-        tooltip="Fewer passes of the model. exact: every pass of every step. standard: nothing measurable is "
-        "lost. draft: the fastest look at a clip. For what each costs and saves see docs/fewer-passes.md.",
+        tooltip="Fewer passes of the model. exact: every pass of every step. standard: the null pass at "
+        "every 2nd step, a quarter fewer passes. draft: three quarters of the steps, the null pass at every "
+        "4th: half the passes.",
     )
 
 
