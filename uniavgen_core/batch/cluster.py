@@ -46,6 +46,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[list[dic
     try:
         ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as error:  # where its processes start too slowly, Ray raises no class of its own
+        ray.shutdown()  # what had started already
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"no Ray cluster at {address or 'this machine'} ({reason}); see `ray status`"

@@ -47,8 +47,8 @@ def add_parser(commands: argparse._SubParsersAction, add_weights: AddWeights, we
     p.add_argument("--first", type=int, default=0, help="number of the first clip; processes can share")
     p.add_argument("--against", help="folder of another such run, whose exact way is compared with")
     _add_sampling(p, clips=16)
-    p.add_argument("--s-v", type=float, help="guidance of the picture; 1 is off")
-    p.add_argument("--s-a", type=float, help="guidance of the sound; 1 is off")
+    p.add_argument("--s-v", type=float, help="guidance of the video; 1 is off")
+    p.add_argument("--s-a", type=float, help="guidance of the audio; 1 is off")
     add_weights(p)
     p.set_defaults(run=resumable(_pareto), weights=weights, show=0)
 
