@@ -219,7 +219,7 @@ class MACFGGuider(comfy.samplers.CFGGuider):
         if self._savings_now == Savings():
             passes = run(True, guided)
         else:
-            passes = self._saved(x, timestep, place, guided, interacts, run)
+            passes = self._saved(self.passes, x, timestep, place, guided, interacts, run)
             negative = negative if len(passes) == 2 else None
             passes = [passes[0], passes[-1]]
         step = cfg_functions.Step(
@@ -253,13 +253,15 @@ class MACFGGuider(comfy.samplers.CFGGuider):
             )
         return conds
 
-    def _saved(self, x, timestep, place: tuple[int, int], guided: bool, interacts: bool, run) -> list[Tensor]:
+    def _saved(
+        self, passes: Passes, x, timestep, place: tuple[int, int], guided: bool, interacts: bool, run
+    ) -> list[Tensor]:
         """The denoised packs of the full pass and, where the step is guided, of the null pass.
 
         Passes that are left out are made of earlier ones, as velocities.
         """
         sigma = timestep.to(x).clamp(min=1e-6).view(-1, *[1] * (x.ndim - 1))
-        shapes, passes = self.inner_model.latent_shapes, self.passes
+        shapes = self.inner_model.latent_shapes
 
         def velocity(pack: Tensor) -> Velocity:
             video, audio = comfy.utils.unpack_latents(pack, shapes)
@@ -267,9 +269,9 @@ class MACFGGuider(comfy.samplers.CFGGuider):
 
         here = velocity(x)
         needed = passes.needed(here.video, here.audio, timestep, *place, guided, interacts)
-        made = [(x - out) / sigma for out in run(*needed)] if needed.full else [None, None]
+        denoised = run(*needed) if needed.full else [x, x]
         found = passes.completed(
-            velocity(made[0]) if needed.full else None, velocity(made[1]) if needed.null else None
+            *(velocity((x - out) / sigma) if ran else None for out, ran in zip(denoised, needed))
         )
         packs = [
             comfy.utils.pack_latents([v.video, v.audio.transpose(1, 2)])[0] for v in found if v is not None

@@ -194,7 +194,7 @@ class LongSpeech(io.ComfyNode):
             speech, said = encode_speech(speech_encoder, window.text, language, window.transcript)
             notes.extend(said)
             seen = positive
-            if window.caption:
+            if window.caption and clip is not None:
                 seen = clip.encode_from_tokens_scheduled(clip.tokenize(window.caption))
             task = window.plan.task(window.video, reference_image=image)
             prepared = conditioned(task, window.plan.mode, seen, negative, speech).args

@@ -97,11 +97,11 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float | None:
 
     try:
         a = torch.ones(size, size, device=device, dtype=dtype)
-        a @ a
+        torch.mm(a, a)
         wait()
         start = time.perf_counter()
         for _ in range(repeats):
-            a @ a
+            torch.mm(a, a)
         wait()
     except (RuntimeError, TypeError):
         return None

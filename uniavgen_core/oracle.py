@@ -398,7 +398,7 @@ def forward(state: State, config, clip: Clip) -> tuple[Tensor, Tensor, dict[int,
             for j in range(width)
         ]
     )
-    mel = clip.audio if reference == 0 else torch.cat([clip.reference_mel, clip.audio])
+    mel = clip.audio if clip.reference_mel is None else torch.cat([clip.reference_mel, clip.audio])
     y = mlp(part(state, "audio_embedding"), mel, gelu_tanh)
 
     clean_v, clean_a = (

@@ -93,10 +93,14 @@ class Team:
                 f"{self.shares}; start another number of processes, such as 2"
             )
         ranks = torch.arange(size).view(self.passes, self.shares)
-        halves = [dist.new_group(row) for row in ranks.tolist()]  # all take part in making every group
-        pairs = [dist.new_group(column) for column in ranks.T.tolist()]
+        halves = [_group(row) for row in ranks.tolist()]  # all take part in making every group
+        pairs = [_group(column) for column in ranks.T.tolist()]
         self.half, pair = halves[rank // self.shares], pairs[rank % self.shares]
         self.run_passes = SideBySide(pair)
+
+
+def _group(ranks: list[int]) -> dist.ProcessGroup:
+    return cast(dist.ProcessGroup, dist.new_group(ranks))
 
 
 class _Sampled(Exception):

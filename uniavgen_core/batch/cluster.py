@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import cast
 
 from ..errors import UserError
 from ..pipeline import Weights
@@ -89,7 +90,7 @@ def make_all(jobs: list[Job], weights: Weights, workers: int, cores: int) -> Ite
     missing, reason = {job.id for job in jobs}, ""
     while pool.has_next():
         try:
-            outcome = pool.get_next_unordered()
+            outcome = cast(Outcome, pool.get_next_unordered())
         except RayError as error:
             reason = str(error).strip().splitlines()[-1][:200]
             continue

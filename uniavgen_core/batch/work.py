@@ -46,7 +46,7 @@ class RememberingPipeline(Pipeline):
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         encode = super().encode_frames
-        key = hashlib.sha256(frames.contiguous().numpy()).digest(), frames.shape
+        key = hashlib.sha256(frames.contiguous().numpy().data).digest(), frames.shape
         return self._remembered(key, lambda: encode(frames))
 
     def _remembered(self, key: Hashable, encode: Callable[[], T]) -> T:

@@ -71,12 +71,12 @@ def timing_strip(
     mask: Tensor | None = None,
     width: int = 1280,
 ) -> Tensor:
-    """One picture of a clip's rows over time, uint8 `[H, width, 3]`; rows that are not given are left out.
+    """One image of a clip's rows over time, uint8 `[H, width, 3]`; rows that are not given are left out.
 
     Args:
         known_video: bool, one for every video frame at 16 fps; known_audio: bool, one for every mel frame.
         waveform: mono `[n]` at 24 kHz; frames: uint8 `[F, h, w, 3]`; mask: float `[F, h, w]` in 0..1, drawn
-            on the frames and as its share of the picture.
+            on the frames and as its share of the frame.
     """
     rows = ["video", "audio", "axis"]
     rows += ["words"] * bool(words) + ["wave"] * (waveform is not None)
@@ -100,7 +100,8 @@ def timing_strip(
     }
     for name, (low, high) in places.items():
         if name != "axis":
-            draw.text((GAP, (low + high) / 2), labels.get(name, name), TEXT, font, anchor="lm")
+            label = str(labels.get(name, name))
+            draw.text((GAP, (low + high) / 2), label, TEXT, font, anchor="lm")
     if frames is not None:
         _thumbnails(image, frames, mask, places["frames"], span)
     if mask is not None:

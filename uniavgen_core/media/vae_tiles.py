@@ -9,7 +9,7 @@ reach. Decoding cuts the margin off as soon as they have been applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -180,7 +180,7 @@ def _cropped(
     x: Tensor,
     have: tuple[Span, ...],
     tile: tuple[Span, Span],
-    size: tuple[int, int],
+    size: Sequence[int],
     scale: int,
     reach: int,
 ) -> tuple[Tensor, tuple[Span, ...]]:

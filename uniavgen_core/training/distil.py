@@ -12,9 +12,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..media.speech import FILLER, null_symbol_ids
@@ -243,7 +244,7 @@ class Distillation(Objective):
             return velocities[0], plain
         shares = steps / steps.sum(1, keepdim=True)
         video, audio = (
-            sum(v * share.view(shape) for v, share in zip(stream, shares.T))
+            torch.stack([v * share.view(shape) for v, share in zip(stream, shares.T)]).sum(0)
             for stream, shape in zip(zip(*velocities), shapes)
         )
         return (video, audio), plain
@@ -257,7 +258,7 @@ def new_student(teacher: DualBranchDiT, seed: int = 0) -> DualBranchDiT:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             for embedding in (student.guidance_embedding, student.guidance_embedding_audio):
-                embedding[0].reset_parameters()
+                cast(nn.Linear, embedding[0]).reset_parameters()
         silence_scales(student)
     return student
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -39,8 +41,9 @@ def initialise(model: DualBranchDiT, seed: int = 0) -> DualBranchDiT:
 def silence_scales(model: DualBranchDiT) -> None:
     """A distilled model begins as one that does not hear what scales it is told."""
     for embedding in (model.guidance_embedding, model.guidance_embedding_audio):
-        nn.init.zeros_(embedding[2].weight)
-        nn.init.zeros_(embedding[2].bias)
+        last = cast(nn.Linear, embedding[2])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
 
 @torch.no_grad()

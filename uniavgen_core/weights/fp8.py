@@ -54,6 +54,7 @@ class Fp8Linear(nn.Module):
         stream: brings the weight to the device when it is used; without one it is there.
     """
 
+    quantised: Tensor
     scale: Tensor | None
 
     def __init__(
@@ -67,7 +68,8 @@ class Fp8Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = stored.shape
         self.dtype, self.stream = dtype, stream
-        self._waiting = (stored,)  # in a tuple, so that it stays where it is when the module moves
+        # In a tuple, so that it stays where it is when the module moves.
+        self._waiting: tuple[Tensor, ...] = (stored,)
         if stream is None:
             self._waiting = ()
             self.register_buffer("quantised", stored)
