@@ -372,9 +372,9 @@ CASES = {
         "is the file being converted",
         "choose another name",
     ),
-    "convert to int8": (
-        "convert {g}/model.safetensors {o}/m.safetensors --dtype int8",
-        "'int8'",
+    "convert to int4": (
+        "convert {g}/model.safetensors {o}/m.safetensors --dtype int4",
+        "'int4'",
         "choose from",
     ),
     "verify nothing": ("verify {g}/nobody.json", "is not a file", "give golden files"),
@@ -395,7 +395,7 @@ CASES = {
         "describes",
     ),
     "verify a damaged json": ("verify {g}/golden_json.safetensors", "golden_json", "copy"),
-    "verify a hole": ("verify {g}/golden_hole.safetensors", "golden_hole.*'video'", "copy"),
+    "verify a hole": ("verify {g}/golden_hole.safetensors", "golden_hole.*video'", "copy"),
     "verify damaged texts": ("verify {g}/golden_text.json", "golden_text.json .*text", "copy"),
     "verify a model": ("verify {g}/model.safetensors", "holds no golden values", "expected"),
     "verify a caption": ("verify {g}/caption.json", "holds no golden values", "expected"),
