@@ -169,8 +169,10 @@ def test_the_interval_counts_as_the_core_does_at_every_step_of_a_part(pack):  # 
         sigmas = pack.guiding.Scheduler.execute(steps, 5.0).result[0]
         for first in range(1, steps):
             part = sigmas[first:]
-            found = [guider._null_interacts(part[i : i + 1], part) for i in range(len(part) - 1)]
-            assert found == [guider.guidance.null_interacts(first + i, steps) for i in range(len(part) - 1)]
+            places = [guider._place(part[i : i + 1], part) for i in range(len(part) - 1)]
+            assert [guider.guidance.null_interacts(*place) for place in places] == [
+                guider.guidance.null_interacts(first + i, steps) for i in range(len(part) - 1)
+            ]
 
 
 def test_a_shift_node_sets_the_shift_of_our_sampler_and_scheduler(pack, told):  # noqa: F811

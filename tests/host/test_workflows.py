@@ -75,6 +75,8 @@ def small(graph: dict, frames: int = FRAMES) -> dict:
             inputs["steps"] = STEPS
         if inputs.get("frames", 0) > frames:
             inputs["frames"] = frames
+        if loaders and "script" in inputs:
+            inputs["script"] = "Good morning.\nShow me the moon."
         if "start" in inputs:
             inputs["start"], inputs["end"] = 0.1, 0.4
         if "s_v" in inputs and isinstance(inputs["s_v"], str):
