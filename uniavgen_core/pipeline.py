@@ -595,6 +595,21 @@ class Pipeline:
             return vocoder(mel.latent_to_mel(latent.to(self.device)), on_part).cpu()
 
 
+class Stages:
+    """Tells the name of each stage before it begins; `seconds` holds how long each took in all."""
+
+    def __init__(self, on_stage: Callable[[str], None]):
+        self._on_stage = on_stage
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._on_stage(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
 @dataclass
 class Result:
     """What was made; `seconds` by stage, of all takes together."""
@@ -711,14 +726,7 @@ def generate_takes(
     notes = inputs.notes
     if weights.embedded:
         notes[:0] = [f"no weights given: this is {embedded.NOTICE}", *embedded.warnings(request.text)]
-    seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        on_stage(name)
-        start = time.perf_counter()
-        yield
-        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+    stage = Stages(on_stage)
 
     with torch.inference_mode():
         with stage("decoders"):  # their faults show before the sampling, not after it
@@ -778,7 +786,7 @@ def generate_takes(
             seed=seed,
             embedded=weights.embedded,
             notes=notes,
-            seconds=seconds,
+            seconds=stage.seconds,
             sample=out,
         )
         for path, seed, out in zip(paths, seeds, made)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import embedded
+from .conditioning import latent_frames
 from .errors import UserError
 from .long_speech import (
     Folder,
@@ -30,8 +29,9 @@ from .long_speech import (
     speak,
 )
 from .media import FPS, files, mel, speech
+from .media.vae import TEMPORAL
 from .model.inputs import TextConditioning
-from .pipeline import CompletedRequest, Inputs, Pipeline, Request, Weights, read_inputs
+from .pipeline import CompletedRequest, Inputs, Pipeline, Request, Stages, Weights, read_inputs
 
 MODES = ("joint", "reference-voice")
 
@@ -218,15 +218,8 @@ def generate_script(
     pipeline = Pipeline.load(weights)
     notes, folder = prepared.notes, Folder(Path(parts))
     folder.check()
-    seconds: dict[str, float] = {}
+    stage = Stages(on_stage)
     made: list[bool] = []  # of each part, whether it was made in this run
-
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        on_stage(name)
-        start = time.perf_counter()
-        yield
-        seconds[name] = round(time.perf_counter() - start, 3)
 
     def on_part(index: int, count: int, known: bool) -> None:
         made.append(not known)
@@ -240,7 +233,7 @@ def generate_script(
             speaker = Speaker(pipeline, prepared, weights.embedded, on_step=on_step, cancelled=cancelled)
             notes += speaker.notes
 
-        defaults = prepared.completed.defaults
+        defaults, depends_on = prepared.completed.defaults, given(prepared, weights)
 
         def all_parts(on_part: OnPart = lambda index, count, known: None) -> Iterator[Part]:
             return speak(
@@ -250,7 +243,7 @@ def generate_script(
                 speaker.image,
                 speaker.make,
                 folder,
-                given(prepared, weights),
+                depends_on,
                 speaker.voice(),
                 defaults.keep_voice,
                 defaults.tail,
@@ -268,7 +261,7 @@ def generate_script(
             waveform = decode_audio(pipeline.decode_audio, audio)
             latents, count = (part.video for part in all_parts()), prepared.frames
             with pipeline.vae.used() as vae:
-                pictures = _counted(vae, latents, (count - 1) // 4 + 1, on_decoded)
+                pictures = _counted(vae, latents, latent_frames(count), on_decoded)
                 size = prepared.inputs.size
                 files.write_mp4_stream(request.out, pictures, count, size, FPS, waveform, mel.SAMPLE_RATE)
     return ScriptResult(
@@ -281,7 +274,7 @@ def generate_script(
         seed=prepared.completed.seed,
         embedded=weights.embedded,
         notes=notes,
-        seconds=seconds,
+        seconds=stage.seconds,
         parts=report,
     )
 
@@ -295,7 +288,7 @@ def _counted(vae, latents: Iterator[Tensor], count: int, on_decoded) -> Iterator
 def _report(script: Script, made: list[bool]) -> list[dict]:
     rows, start = [], 0
     for line, new, first in zip(script.lines, made, [1] + [0] * len(made)):
-        frames = 4 * part_latents(line, script.longest) + first
+        frames = TEMPORAL * part_latents(line, script.longest) + first
         rows.append({"text": line.text, "start": start / FPS, "end": (start + frames) / FPS, "made": new})
         start += frames
     return rows
