@@ -29,7 +29,7 @@ from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
 from ..uniavgen_core.conditioning import MELS_PER_SECOND, mel_frames
-from ..uniavgen_core.errors import UserError
+from ..uniavgen_core.errors import UserError, counted
 from ..uniavgen_core.model.cache import Cache
 from ..uniavgen_core.model.config import Config
 from ..uniavgen_core.model.dit import DualBranchDiT
@@ -278,12 +278,13 @@ def check_latent_shapes(shapes: list, config: Config) -> None:
     frames, wanted = 4 * shapes[0][2] - 3, mel_frames(4 * shapes[0][2] - 3)
     if abs(shapes[1][2] - wanted) >= MELS_PER_SECOND // 4:  # a latent frame
         raise UserError(
-            f"the latent is {found}: {shapes[0][2]} latent frames ({frames} frames) go with {wanted} mel "
-            f"frames, not with {shapes[1][2]}; cut both streams to the same length"
+            f"the latent is {found}: {counted(shapes[0][2], 'latent frame')} ({counted(frames, 'frame')}) "
+            f"go with {wanted} mel frames, not with {shapes[1][2]}; cut both streams to the same length"
         )
     if shapes[0][0] != shapes[1][0]:
         raise UserError(
-            f"the latent is {found}: {shapes[0][0]} videos but {shapes[1][0]} audio clips; make as many"
+            f"the latent is {found}: {counted(shapes[0][0], 'video')} but "
+            f"{counted(shapes[1][0], 'audio clip')}; make as many"
         )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..uniavgen_core import embedded
 from ..uniavgen_core.conditioning import FPS, video_frames, voice_latent
-from ..uniavgen_core.errors import UserError
+from ..uniavgen_core.errors import UserError, counted
 from ..uniavgen_core.long_speech import (
     Part,
     Voice,
@@ -229,7 +229,8 @@ class LongSpeech(io.ComfyNode):
         frames = video_frames(whole[0].shape[2])
         made = len(asked.keys - before)
         notes = [
-            f"{len(lines)} sentences, {frames} frames, {frames / FPS:.2f} s; {made} made in this run",
+            f"{counted(len(lines), 'sentence')}, {frames} frames, {frames / FPS:.2f} s; "
+            f"{made} made in this run",
             *dict.fromkeys(notes),
         ]
         tell(cls, "; ".join(notes))

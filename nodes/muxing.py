@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..uniavgen_core.conditioning import FPS
-from ..uniavgen_core.errors import UserError
+from ..uniavgen_core.errors import UserError, counted
 from ..uniavgen_core.media.files import AAC_RATES, MAX_FPS
 from ..uniavgen_core.media.mel import fit_length, resample
 from .encoding import pictures_uint8
@@ -62,8 +62,8 @@ class Mux(io.ComfyNode):
         takes = len(waveform)
         if len(frames) % takes:
             raise UserError(
-                f"audio holds {takes} clips but images {len(frames)} frames, which cannot be shared out "
-                "evenly; decode video and audio of the same latent"
+                f"audio holds {takes} clips but images {counted(len(frames), 'frame')}, which cannot "
+                "be shared out evenly; decode video and audio of the same latent"
             )
         if rate not in AAC_RATES:
             waveform, rate = resample(waveform, rate, 48000), 48000
@@ -82,7 +82,7 @@ class Mux(io.ComfyNode):
         if takes == 1 and times > 1.5 and abs(times - round(times)) < 0.1:
             note += f": images are {round(times)} times as long; if they are takes, connect audio of as many"
         several = f"{takes} videos of " if takes > 1 else ""
-        tell(cls, f"{several}{count} frames, {count / fps:.2f} s{note}")
+        tell(cls, f"{several}{counted(count, 'frame')}, {count / fps:.2f} s{note}")
         videos = [
             InputImpl.VideoFromComponents(
                 Types.VideoComponents(
@@ -122,7 +122,8 @@ class Compare(io.ComfyNode):
     def execute(cls, images: list[Tensor], labels: list[str], columns: list[int]) -> io.NodeOutput:
         if len(images) != len(labels):
             raise UserError(
-                f"there are {len(images)} clips in images but {len(labels)} labels; give each clip a label"
+                f"images holds {counted(len(images), 'clip')} but there are {counted(len(labels), 'label')}; "
+                "give each clip a label"
             )
         clips = [pictures_uint8(clip, "images") for clip in images]
         height, width = (max(clip.shape[axis] for clip in clips) for axis in (1, 2))

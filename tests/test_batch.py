@@ -284,7 +284,7 @@ def test_without_ray_one_worker_is_this_process_and_more_are_refused(tmp_path, c
     code, printed, notes = uniavgen(capfd, "batch", jobs, "--out", tmp_path / "out", *SMALL)
     assert code == 0
     assert "Ray is not installed, so clips are made one by one" in notes
-    assert "1 clips made" in printed
+    assert "1 clip made" in printed
 
 
 def test_a_killed_worker_s_job_is_done_again_and_every_job_once(tmp_path, real, monkeypatch):

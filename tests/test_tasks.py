@@ -238,7 +238,7 @@ def test_a_plan_takes_from_a_longer_video_what_it_conditions():
         (lambda: made("dubbing", IMAGE), r"conditions 5 frames of the video latent but 1 are given"),
         (lambda: made("audio-driven", IMAGE), r"conditions 30 frames of the audio latent but 0 are given"),
         (lambda: made("joint", IMAGE, reference_mel=VOICE[:, :0]), r"reference voice is empty"),
-        (lambda: made("audio-driven", IMAGE, MEL.repeat(2, 1, 1)), r"1 videos but 2 mels"),
+        (lambda: made("audio-driven", IMAGE, MEL.repeat(2, 1, 1)), r"1 video but 2 mels"),
         (lambda: made("edit", VIDEO, MEL, anew=Anew(Span(2, 6))), r"frames 2 to 6 do not lie within"),
         (lambda: plan("audio-driven"), r"needs audio"),
         (lambda: plan("audio-driven", audio=sound(0.2)), r"lasts 0.200 s.*give a longer one"),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, counted
 from .media import FPS
 from .media.mel import (
     HOP,
@@ -267,11 +267,14 @@ def condition(
     for name, x, axis, mask in (("video", video, 2, conditioned[0]), ("audio", audio, 1, conditioned[1])):
         if mask[x.shape[axis] :].any():
             raise UserError(
-                f"mode {mode} conditions {int(mask.nonzero().max()) + 1} frames of the {name} latent but "
-                f"{x.shape[axis]} are given; give the whole {name}"
+                f"mode {mode} conditions {counted(int(mask.nonzero().max()) + 1, 'frame')} of the {name} "
+                f"latent but {x.shape[axis]} are given; give the whole {name}"
             )
     if audio.shape[0] != video.shape[0]:
-        raise UserError(f"{video.shape[0]} videos but {audio.shape[0]} mels in the batch; give one each")
+        raise UserError(
+            f"{counted(video.shape[0], 'video')} but {counted(audio.shape[0], 'mel')} in the batch; "
+            "give one each"
+        )
     if reference_mel is not None and reference_mel.shape[1] == 0:
         raise UserError("the reference voice is empty; give a clip with some speech")
 
@@ -388,8 +391,8 @@ def plan(
     row, notes = MODES[mode], []
     if row.takes_video and given_frames < MIN_FRAMES:
         raise UserError(
-            f"the video lasts {given_frames / FPS:.3f} s ({given_frames} frames at 16 fps); the shortest "
-            f"clip is {MIN_FRAMES} frames, give a longer one"
+            f"the video lasts {given_frames / FPS:.3f} s ({counted(given_frames, 'frame')} at 16 fps); "
+            f"the shortest clip is {MIN_FRAMES} frames, give a longer one"
         )
     if row.audio in (ALL, OUTSIDE) and audio is None:
         raise UserError(f"mode {mode} needs audio; give a recording or a video with audio")
@@ -465,10 +468,11 @@ def _prefix(wanted: int | None, length: int, given: int, notes: list[str]) -> in
     latent_frames(kept)
     if kept > available or kept >= length:
         raise UserError(
-            f"{kept} of the video's {given} frames (16 fps) cannot open a clip of {length} frames; keep "
-            "fewer (--prefix-frames) or make frames larger"
+            f"{kept} of the video's {counted(given, 'frame')} (16 fps) cannot open a clip of {length} "
+            "frames; keep fewer (--prefix-frames) or make frames larger"
         )
-    notes.append(f"the first {kept} frames ({kept / FPS:.2f} s) of the video are kept")
+    stays = "is" if kept == 1 else "are"
+    notes.append(f"the first {counted(kept, 'frame')} ({kept / FPS:.2f} s) of the video {stays} kept")
     return kept
 
 

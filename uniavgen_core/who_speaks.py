@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .conditioning import FPS, video_frames
-from .errors import UserError
+from .errors import UserError, counted
 from .media.files import crop_box, read_image, read_video
 from .media.vae import TEMPORAL
 from .model.inputs import Speaker
@@ -51,8 +51,8 @@ def token_mask(mask: Tensor, latent: tuple[int, int, int], patch: tuple[int, int
     (latents, rows, columns), frames = latent, len(mask)
     if frames not in (1, video_frames(latents)):
         raise UserError(
-            f"the mask of who speaks has {frames} frames, expected 1 or the clip's {video_frames(latents)} "
-            f"({FPS} a second)"
+            f"the mask of who speaks has {counted(frames, 'frame')}, expected 1 or the clip's "
+            f"{video_frames(latents)} ({FPS} a second)"
         )
     top, left, height, width = crop_box(mask.shape[1], mask.shape[2], columns, rows)
     x = mask[:, None, top : top + height, left : left + width].float()

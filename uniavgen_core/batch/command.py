@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..errors import counted
 from ..training.command import resumable
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report, ensure_ascii=False, indent=2))
     else:
-        counts = f"{report['made']} clips made, {report['there']} were there"
+        counts = f"{counted(report['made'], 'clip')} made, {report['there']} were there"
         print(f"{out}: {counts}, {len(failed)} failed, {len(faults)} rows refused")
     return 2 if failed or faults else 0
 

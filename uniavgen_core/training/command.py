@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from ..errors import counted
+
 if TYPE_CHECKING:
     from .data import EncodeVideo, Sample
     from .loop import Preview, Run
@@ -177,7 +179,7 @@ def prepare_folder(
             _part(options.part),
             lambda done, count: bar.update(),
         )
-    print(f"{options.out}: {count} clips")
+    print(f"{options.out}: {counted(count, 'clip')}")
     return 0
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import conditioning
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..media import files, mel
 from ..media.speech import symbol_ids
 from .data import EncodeVideo, Sample, encode_clip
@@ -126,8 +126,8 @@ def footage_sample(
     video_frames = files.resample_frames(video.frames, video.fps)[:frames]
     if len(video_frames) < frames:
         raise UserError(
-            f"{row.place}: {row.file.name} has {len(video_frames)} frames at 16 fps, {frames} are needed; "
-            "leave the line out or train on shorter clips"
+            f"{row.place}: {row.file.name} has {counted(len(video_frames), 'frame')} at 16 fps, "
+            f"{frames} are needed; leave the line out or train on shorter clips"
         )
     if video.audio is None:
         raise UserError(f"{row.place}: {row.file.name} has no audio; leave the line out")
@@ -137,8 +137,8 @@ def footage_sample(
     elif len(boxes) > 1:
         if len(boxes) < len(video.frames):
             raise UserError(
-                f"{row.place}: {len(boxes)} face boxes for {len(video.frames)} frames; give one for each, "
-                "or one for all"
+                f"{row.place}: {len(boxes)} face boxes for {counted(len(video.frames), 'frame')}; "
+                "give one for each, or one for all"
             )
         boxes = files.resample_frames(boxes[: len(video.frames)], video.fps)[:frames]
     width, height = size

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...atomic import write_text
-from ...errors import UserError
+from ...errors import UserError, counted
 from .metrics import LAGS, interval, mean, median, ratio
 from .runs import RUNS, read_lines
 
@@ -124,7 +124,7 @@ def table(runs: dict[str, dict]) -> str:
             for key, (title, _, _) in MEASURES.items()
             if key in values
         ]
-        lines.append(f"{name:18} {values['clips']} clips: " + "; ".join(parts))
+        lines.append(f"{name:18} {counted(values['clips'], 'clip')}: " + "; ".join(parts))
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ... import conditioning
-from ...errors import UserError
+from ...errors import UserError, counted
 from ...media import files
 from ...media.mel import SAMPLE_RATE, latent_to_mel, prepare_audio
 from ...media.vae import TEMPORAL
@@ -291,7 +291,9 @@ def measure_folder(
         if video.audio is None:
             raise UserError(f"{file}: has no audio; choose clips of a speaking person")
         if len(video.frames) < conditioning.FPS // 2:
-            raise UserError(f"{file}: has {len(video.frames)} frames at 16 fps; use clips of 0.5 s and more")
+            raise UserError(
+                f"{file}: has {counted(len(video.frames), 'frame')} at 16 fps; use clips of 0.5 s and more"
+            )
         frames, waveform = video.frames.numpy(), prepare_audio(*video.audio)
         row = {"file": file.name, **measure_any(frames, waveform.numpy())}
         note = notes.get(file.name, {})
