@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from comfy.nested_tensor import NestedTensor
-from comfy_api.latest import Input, io
+from comfy_api.latest import Input, io, ui
 from torch import Tensor
 
 from ..uniavgen_core.errors import UserError
@@ -103,6 +103,7 @@ class TakesSheet(io.ComfyNode):
             description="A contact sheet to choose a take from: a row for each video with its number and "
             "frames from its beginning to its end.",
             is_input_list=True,
+            is_output_node=True,
             inputs=[
                 io.Video.Input("videos", tooltip="From UniAVGen Join Video and Audio: one for each take."),
                 io.Int.Input(
@@ -117,7 +118,7 @@ class TakesSheet(io.ComfyNode):
                     tooltip="Of a frame on the sheet, in pixels.",
                 ),
             ],
-            outputs=[io.Image.Output(tooltip="For Preview Image.")],
+            outputs=[io.Image.Output(tooltip="The sheet that the node shows, for Save Image.")],
         )
 
     @classmethod
@@ -125,11 +126,12 @@ class TakesSheet(io.ComfyNode):
         rows = [_row(f"{take}", video, columns[0], width[0]) for take, video in enumerate(videos, 1)]
         across = max(row.shape[1] for row in rows)
         sheet = torch.cat([F.pad(row, (0, 0, 0, across - row.shape[1])) for row in rows])
-        return io.NodeOutput(sheet[None].float() / 255)
+        sheet = sheet[None].float() / 255
+        return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
 
 def _row(label: str, video: Input.Video, columns: int, width: int) -> Tensor:
-    """The number above frames of a take, uint8 `[h, columns * width, 3]`."""
+    """The number left of frames of a take, uint8 `[h, n + columns * width, 3]`."""
     frames = video.get_components().images
     chosen = torch.linspace(0, len(frames) - 1, columns).round().long()
     pictures = pictures_uint8(frames[chosen], "videos")
@@ -140,7 +142,7 @@ def _row(label: str, video: Input.Video, columns: int, width: int) -> Tensor:
         .to(torch.uint8)
     )
     tiles = torch.cat(list(small.movedim(1, -1)), dim=1)
-    return torch.cat((banner(label, tiles.shape[1], max(MIN_LABEL, height // 8)), tiles))
+    return torch.cat((banner(label, max(2 * MIN_LABEL, height // 4), height), tiles), dim=1)
 
 
 NODES = [TakesNoise, PickTake, TakesSheet]

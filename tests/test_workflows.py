@@ -15,7 +15,7 @@ from workflow_graph import FACE, GOLDEN, OUTSIDE, node_types
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 OURS = json.loads(GOLDEN.read_text(encoding="utf-8"))
-NAMES = [*MODES, *OTHERS, "advanced", "face_mask", "upscaled", "who_speaks"]
+NAMES = [*MODES, *OTHERS, "advanced", "face_mask", "several_takes", "upscaled", "who_speaks"]
 TWINS = {title: name for name, title in TITLES.items()}
 TITLE = 30
 PICTURE_BYTES = 400_000

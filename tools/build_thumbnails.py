@@ -1,7 +1,8 @@
-"""Writes the moving pictures of the templates: `python tools/build_thumbnails.py COMFYUI/output/video`.
+"""Writes the moving pictures of the templates: `python tools/build_thumbnails.py FOLDER [NAME ...]`.
 
-The folder holds what the embedded templates saved. The page asks for NAME.jpg and plays an animated WebP.
-Nothing made by the released model was at hand, so its templates show the photograph and what goes in.
+FOLDER is ComfyUI's output/video with what the embedded templates saved; with names only those templates
+are written. The page asks for NAME.jpg and plays an animated WebP. Nothing made by the released model was at
+hand, so its templates show the photograph and what goes in.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ LABELS = {
     "long_speech": "a script of any length",
     "upscaled": "larger, 24 frames a second",
     "face_mask": "where the model sees the face",
+    "several_takes": "several takes, choose one",
     "who_speaks": "two people, who speaks",
     "advanced": "all stages",
 }
@@ -70,11 +72,11 @@ def person(name: str) -> list[Image.Image]:
     ]
 
 
-def main(clips: Path) -> None:
-    for name, title in TITLES.items():
+def main(clips: Path, *names: str) -> None:
+    for name in names or TITLES:
         frames = puppet(name, clips) if name.startswith("embedded_") else person(name)
         frames[0].save(
-            ROOT / "workflows" / f"{title}.jpg",
+            ROOT / "workflows" / f"{TITLES[name]}.jpg",
             "WEBP",
             save_all=True,
             append_images=frames[1:],
@@ -86,4 +88,4 @@ def main(clips: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

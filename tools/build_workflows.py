@@ -84,6 +84,7 @@ TITLES = {
     "embedded_upscaled": "08 Puppet - larger, 24 frames a second",
     "embedded_face_mask": "09 Puppet - where the model sees the face",
     "embedded_long_speech": "10 Puppet - a script, sentence after sentence",
+    "embedded_several_takes": "11 Puppet - several takes, choose one",
     "embedded_who_speaks": "12 Puppet - two people, who speaks",
     "embedded_advanced": "19 Puppet - all stages, to rewire",
     "joint": "21 Person - image and words to talking video",
@@ -96,6 +97,7 @@ TITLES = {
     "upscaled": "28 Person - larger, 24 frames a second",
     "face_mask": "29 Person - where the model sees the face",
     "long_speech": "30 Person - a script, sentence after sentence",
+    "several_takes": "31 Person - several takes, choose one",
     "who_speaks": "32 Person - two people, who speaks",
     "advanced": "39 Person - all stages, to rewire",
 }
@@ -140,6 +142,11 @@ WHO_SPEAKS = (
     "Two People, Who Speaks",
     "Of two people in one image the one under the mask says the words.",
 )
+TAKES = (
+    "Several Takes of a Talking Video",
+    "The person of the image says the words several times: takes to choose from.",
+)
+PICK = ("Pick a Take", "Decodes one of several takes to images, audio and a video.")
 TILED = (
     "Image and Words to Talking Video in Tiles",
     "The person of the image says the words; VAE Decode works in tiles, for large videos.",
@@ -151,7 +158,7 @@ UPSCALED = (
 TILE = {False: 512, True: 96}  # side of a tile of VAE Decode in pixels, by whether embedded
 SHOWN = {("video", "UNIAVGEN_VIDEO"): "encoded video"}  # names of inputs that are not the key
 PUPPET_SIDE = 128  # pixels
-NOTE_HEIGHT, PICTURE, NODE_HEIGHT = 200, 170, 500
+NOTE_HEIGHT, PICTURE, NODE_HEIGHT, SHEET = 200, 170, 500, 230
 
 
 @dataclass
@@ -231,23 +238,23 @@ def sample(g: Graph, p: Parts, task: Node, steered: Node | None = None, **values
     )
 
 
-def decode(g: Graph, p: Parts, latent: Link, tile: int = 0) -> tuple[Node, Node]:
+def decode(g: Graph, vae: Link, vocoder: Link, latent: Link, tile: int = 0) -> tuple[Node, Node]:
     """Images and audio of a sampled latent, in two columns. `tile`: side in pixels, 0 for no tiles."""
     split = g.add("UniAVGenSplit", latent=latent)
     g.column(260)
     if tile:
         tiles = {"tile_size": tile, "overlap": tile // 4, "temporal_size": 4096, "temporal_overlap": 8}
-        images = g.add("VAEDecodeTiled", samples=(split, 0), vae=p.vae, **tiles)
+        images = g.add("VAEDecodeTiled", samples=(split, 0), vae=vae, **tiles)
     else:
-        images = g.add("VAEDecode", samples=(split, 0), vae=p.vae)
-    audio = g.add("UniAVGenVocoderDecode", audio=(split, 1), vocoder=p.vocoder)
+        images = g.add("VAEDecode", samples=(split, 0), vae=vae)
+    audio = g.add("UniAVGenVocoderDecode", audio=(split, 1), vocoder=vocoder)
     return images, audio
 
 
 def faces(
-    g: Subgraph, p: Parts, mode: str, embedded: bool, pictures: tuple[str, ...] = ("image",)
+    g: Subgraph, p: Parts, mode: str, embedded: bool, pictures: tuple[str, ...] = ("image",), takes: int = 0
 ) -> dict[str, Link]:
-    """What the artist gives, on the face of the subgraph; sockets first."""
+    """What the artist gives, on the face of the subgraph; sockets first. `takes`: 0 for no such input."""
     video = {"continuation": ["video"], "dubbing": ["video"], "edit": ["video"]}
     sockets = {"reference_voice": ["image", "voice"], "audio_driven": ["image", "speech"], **video}
     links = {name: g.face(name) for name in sockets.get(mode, pictures)}
@@ -266,6 +273,8 @@ def faces(
     elif mode not in ("dubbing", "audio_driven", "long_speech"):
         widgets["frames"] = (p.settings.frames, "length in frames (16 a second)")
     widgets["seed"] = (2025, "")
+    if takes:
+        widgets["takes"] = (takes, "takes, from this seed on")
     if mode == "guidance_grid":
         s_v, s_a = GRID[embedded]
         widgets |= {"s_v": (s_v, "s_v, across"), "s_a": (s_a, "s_a, down")}
@@ -300,6 +309,7 @@ def task(g: Graph, p: Parts, mode: str, given: dict[str, Link]) -> Node:
         "negative": (negative, 0),
         "speech": (words, 0),
         "video": (video, 0),
+        **({"takes": given["takes"]} if "takes" in given else {}),
     }
     length = {"frames": given["frames"]} if "frames" in given else {}
     with g.group("3  Task", "task"):
@@ -324,7 +334,7 @@ def subgraph(name: str, description: str, embedded: bool, first: int = 101) -> S
 
 
 def inside(mode: str, embedded: bool, names: tuple[str, str] | None = None) -> Subgraph:
-    """The subgraph that does one mode. `names`: of the variants `TILED`, `FACE_MASK` and `WHO_SPEAKS`."""
+    """The subgraph that does one mode. `names`: of its variants, such as `TILED`."""
     g = subgraph(*(names or BLUEPRINTS[mode]), embedded)
     with g.group("1  Model", "load"):
         p = loaders(g, embedded)
@@ -332,11 +342,12 @@ def inside(mode: str, embedded: bool, names: tuple[str, str] | None = None) -> S
         p.settings = replace(p.settings, short_side=384, frames=49, steps=25)
     if names == TILED and not embedded:
         p.settings = replace(p.settings, short_side=384)
+    takes = 0 if names not in (None, TAKES) or mode in OTHERS else 4 if names else 1
     if names == WHO_SPEAKS:
         given = faces(g, p, mode, embedded, ("left", "right") if embedded else ("image", "mask"))
         given |= two_puppets(g, given) if embedded else {}
     else:
-        given = faces(g, p, mode, embedded)
+        given = faces(g, p, mode, embedded, takes=takes)
     if mode == "long_speech":
         return long_speech(g, p, given)
     prepared = task(g, p, mode, given)
@@ -352,7 +363,7 @@ def inside(mode: str, embedded: bool, names: tuple[str, str] | None = None) -> S
                 **sliders | p.null_pass | p.schedule,
             )
         with g.group("5  Decode them all", "out", 200):
-            images, audio = decode(g, p, (grid, 0))
+            images, audio = decode(g, p.vae, p.vocoder, (grid, 0))
         with g.group("6  One sheet with labels, and the clips", "out", 320):
             sheet = g.add("UniAVGenCompare", images=(images, 0), labels=(grid, 1), columns=(grid, 2))
             video = g.add("CreateVideo", images=(sheet, 0), fps=16.0)
@@ -369,7 +380,7 @@ def inside(mode: str, embedded: bool, names: tuple[str, str] | None = None) -> S
             g.column()
         sampled = sample(g, p, prepared, steered, **sliders)
     with g.group("5  Video", "out", 200):
-        images, audio = decode(g, p, (sampled, 0), TILE[embedded] if names == TILED else 0)
+        images, audio = decode(g, p.vae, p.vocoder, (sampled, 0), TILE[embedded] if names == TILED else 0)
         g.column(320)
         clip = g.add("UniAVGenMux", images=(images, 0), audio=(audio, 0))
     if names == FACE_MASK:
@@ -384,6 +395,13 @@ def inside(mode: str, embedded: bool, names: tuple[str, str] | None = None) -> S
             )
             g.column(320)
             masked = g.add("UniAVGenMux", images=(face, 1), audio=(audio, 0))
+    if names == TAKES:
+        g.give("latent", (sampled, 0))
+        g.give("vae", p.vae)
+        g.give("vocoder", p.vocoder)
+        g.give("videos", (clip, 0))
+        g.preview = sampled
+        return g
     g.give("video", (clip, 0))
     g.give("images", (images, 0))
     g.give("audio", (audio, 0))
@@ -481,6 +499,24 @@ def face_mask(embedded: bool) -> Graph:
     g.place(820, width=260)
     save(g, (node, 0), name)
     save(g, (node, 3), f"{name}_mask", "Save Video: face mask")
+    return g
+
+
+def several_takes(embedded: bool) -> Graph:
+    """Joint with several takes, a sheet of them, and the one that is chosen."""
+    g, core = Graph(), inside("joint", embedded, TAKES)
+    name = "embedded_several_takes" if embedded else "several_takes"
+    g.place(0, width=300)
+    g.note(note("several_takes", embedded), NOTE_HEIGHT)
+    image = sources(g, "joint", embedded)["image"]
+    g.place(330, width=340)
+    made = g.add_subgraph(core, NODE_HEIGHT, TAKES[0], image=image)
+    g.place(720, width=360)
+    links = {face: (made, slot) for slot, face in enumerate(("latent", "vae", "vocoder"))}
+    picked = g.add_subgraph(decode_stage(embedded, pick=True), 110, "Pick Take", **links)
+    g.add("UniAVGenTakesSheet", extra=SHEET, videos=(made, 3))
+    g.place(1110, width=230)
+    save(g, (picked, 0), name)
     return g
 
 
@@ -632,12 +668,16 @@ def generate_stage(p: Parts, embedded: bool) -> Subgraph:
     return g
 
 
-def decode_stage(p: Parts, embedded: bool) -> Subgraph:
-    """A sampled latent to images, audio and a video."""
-    g = subgraph("Decode", "Decodes a sampled latent to images, audio and a video.", embedded, 401)
+def decode_stage(embedded: bool, pick: bool = False) -> Subgraph:
+    """A sampled latent, or one take of it, to images, audio and a video."""
+    names = PICK if pick else ("Decode", "Decodes a sampled latent to images, audio and a video.")
+    g = subgraph(*names, embedded, 401)
     latent, vae, vocoder = (g.face(name) for name in ("latent", "vae", "vocoder"))
-    with g.group("Decode", "out", 240):
-        images, audio = decode(g, replace(p, vae=vae, vocoder=vocoder), latent)
+    take = g.face("take", 1, "take: its number on the sheet") if pick else None
+    with g.group(names[0], "out", 240):
+        if take:
+            latent = (g.add("UniAVGenPickTake", latent=latent, take=take), 0)
+        images, audio = decode(g, vae, vocoder, latent)
         g.column(240)
         clip = g.add("UniAVGenMux", images=(images, 0), audio=(audio, 0))
     g.give("video", (clip, 0))
@@ -677,7 +717,7 @@ def all_stages(embedded: bool) -> Graph:
     sampled = g.add_subgraph(generate_stage(p, embedded), 290, "Generate", model=p.model, **conditions)
     g.place(1140, width=210)
     decoded = g.add_subgraph(
-        decode_stage(p, embedded), 90, "Decode", latent=(sampled, 0), vae=p.vae, vocoder=p.vocoder
+        decode_stage(embedded), 90, "Decode", latent=(sampled, 0), vae=p.vae, vocoder=p.vocoder
     )
     g.place(1140, 190, width=210)
     saved = save(g, (decoded, 0), name)
@@ -699,6 +739,7 @@ def workflows() -> dict[str, Graph]:
         graphs |= {prefix + mode: one_clip(mode, embedded) for mode in (*MODES, *OTHERS)}
         graphs[f"{prefix}upscaled"] = upscaled(embedded)
         graphs[f"{prefix}face_mask"] = face_mask(embedded)
+        graphs[f"{prefix}several_takes"] = several_takes(embedded)
         graphs[f"{prefix}who_speaks"] = who_speaks(embedded)
         graphs[f"{prefix}advanced"] = all_stages(embedded)
     return graphs

@@ -13,6 +13,7 @@ TITLES = {
     "long_speech": "A script, sentence after sentence",
     "upscaled": "Larger, 24 frames a second",
     "face_mask": "Where the model sees the face",
+    "several_takes": "Several takes, choose one",
     "who_speaks": "Two people, who speaks",
     "advanced": "All stages, to rewire",
 }
@@ -34,65 +35,73 @@ TAKE = "Another **seed** is another take. Steps and size are inside the node."
 # of the released model, of the embedded one
 LINES = {
     "joint": [
-        ["Upper box: the **words**, 75 letters in 5 s. Lower box: the **caption**, who, where, mood.", TAKE],
-        ["Upper box: the **words**. Lower box: the **caption**, true to the image.", PUPPET_WORDS, TAKE],
+        ["**words**: what is said, 75 letters in 5 s. **caption**: who, where, mood.", TAKE],
+        ["**words**: what is said. **caption**: what is seen, true to the image.", PUPPET_WORDS, TAKE],
     ],
     "reference_voice": [
         [
             "**Voice**: 3 to 10 s of one person, no music.",
-            "Boxes: the new words, the exact words of the voice, the caption.",
+            "**words**: what is said. **words of the voice**: exactly those of the recording.",
             TAKE,
         ],
-        ["Boxes: the new words, the exact words of the voice, the caption.", PUPPET_WORDS, TAKE],
+        [
+            "**words**: what is said. **words of the voice**: exactly those of the recording.",
+            PUPPET_WORDS,
+            TAKE,
+        ],
     ],
     "continuation": [
         [
             "The **frames to keep** and their audio stay as they are.",
-            "Upper box: the words of the **whole** clip. Lower box: the caption.",
+            "**words**: those of the **whole** clip. **caption**: what is seen.",
             "The length is that of the whole clip too.",
         ],
         [
             "The **frames to keep** and their audio stay as they are.",
-            "Upper box: the words of the **whole** clip. Lower box: the caption.",
+            "**words**: those of the **whole** clip. **caption**: what is seen.",
             PUPPET_WORDS,
         ],
     ],
     "dubbing": [
         [
             "The video stays as it is, at 16 frames a second; its own audio is not used.",
-            "Upper box: words that fit the lips. Lower box: the caption.",
+            "**words**: those that fit the lips. **caption**: what is seen.",
             TAKE,
         ],
-        ["The video stays as it is. Upper box: words that fit the lips.", PUPPET_WORDS, TAKE],
+        ["The video stays as it is. **words**: those that fit the lips.", PUPPET_WORDS, TAKE],
     ],
     "audio_driven": [
         [
             "**Speech**: one voice, no music; the clip is as long.",
-            "Upper box: its words. Lower box: the caption.",
+            "**words**: those of the speech. **caption**: what is seen.",
             TAKE,
         ],
-        ["The audio stays as it is. Upper box: its words. Lower box: the caption.", PUPPET_WORDS, TAKE],
+        [
+            "The audio stays as it is. **words**: those of the speech. **caption**: what is seen.",
+            PUPPET_WORDS,
+            TAKE,
+        ],
     ],
     "edit": [
         [
             "**From second** .. **to second** is made anew; everything else stays.",
-            "Upper box: the words of the **whole** clip, the new ones in place. Lower box: the caption.",
+            "**words**: those of the **whole** clip, the new ones in place. **caption**: what is seen.",
             TAKE,
         ],
         [
             "**From second** .. **to second** is made anew; everything else stays.",
-            "Upper box: the words of the **whole** clip, the new ones in place. Lower box: the caption.",
+            "**words**: those of the **whole** clip, the new ones in place. **caption**: what is seen.",
             PUPPET_WORDS,
         ],
     ],
     "long_speech": [
         [
-            "Upper box: the script, **one sentence a line**, up to 65 letters each. Lower box: the caption.",
+            "The script: **one sentence a line**, up to 65 letters each. **caption**: what is seen.",
             "A line may have a caption of its own: `sentence | caption`.",
             "Change a line: it and what follows are made anew, nothing before it.",
         ],
         [
-            "Upper box: the script, **one sentence a line**. Lower box: the caption, true to the image.",
+            "The script: **one sentence a line**. **caption**: what is seen, true to the image.",
             "Change a line: it and what follows are made anew, nothing before it.",
             PUPPET_WORDS,
         ],
@@ -124,10 +133,18 @@ LINES = {
             TAKE,
         ]
     ],
+    "several_takes": 2
+    * [
+        [
+            "**takes** clips of the same words; they differ in their noise, from **seed** on.",
+            "The sheet has a row of frames for each take, with its number.",
+            "**take** is that number: change it and run again, only that take is decoded, and saved.",
+        ]
+    ],
     "who_speaks": [
         [
             "Right click the picture, **Open in MaskEditor**, paint over the face that speaks.",
-            "Upper box: the **words**. Lower box: the **caption** of both people.",
+            "**words**: what is said. **caption**: both people.",
             TAKE,
         ],
         [

@@ -323,13 +323,12 @@ def test_running_again_and_again_does_not_grow_memory(server, takes):
 def test_each_take_is_saved_as_a_clip_and_has_a_row_on_the_sheet(server):
     sheet = {
         "sheet": node("UniAVGenTakesSheet", videos=["mux", 0], columns=2, width=64),
-        "shown": node("PreviewImage", images=["sheet", 0]),
     }
     answer = server.run(changed(clip() | sheet, {"task.takes": 3}))
     assert not answer.error
     assert len(answer.outputs["saved"]["images"]) == 3
-    (picture,) = answer.outputs["shown"]["images"]
-    assert Image.open(server.base / "temp" / picture["filename"]).size == (128, 3 * (43 + 12))  # of 96x64
+    (picture,) = answer.outputs["sheet"]["images"]
+    assert Image.open(server.base / "temp" / picture["filename"]).size == (24 + 128, 3 * 43)  # of 96x64
     again = changed(clip() | sheet, {"task.takes": 3, "split.latent": ["pick", 0]})
     again["pick"] = node("UniAVGenPickTake", latent=["sampler", 0], take=2)
     answer = server.run(again)

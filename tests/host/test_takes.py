@@ -162,9 +162,9 @@ def test_takes_become_a_list_of_videos_and_a_row_each_on_a_sheet(takes, muxing):
         assert torch.equal(parts.audio["waveform"], sounds[take][None])
         assert torch.allclose(parts.images, frames[take * 5 : take * 5 + 5], atol=1 / 255)
     (sheet,) = takes.TakesSheet.execute(videos, [3], [48]).result
-    banner = takes.MIN_LABEL
-    assert sheet.shape == (1, TAKES * (32 + banner), 3 * 48, 3)
-    row = sheet[0, 32 + 2 * banner : 2 * (32 + banner)]  # of the second take
+    number = 2 * takes.MIN_LABEL
+    assert sheet.shape == (1, TAKES * 32, number + 3 * 48, 3)
+    row = sheet[0, 32:64, number:]  # of the second take
     for column, frame in enumerate((5, 7, 9)):
         assert torch.allclose(row[:, 48 * column : 48 * (column + 1)], frames[frame], atol=1 / 255)
 
