@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from clips import SENTENCE, photograph, speech, talking_video, uniavgen
+from PIL import Image
 from random_parts import RandomWeights
 
 from uniavgen_core import cli, pipeline
@@ -106,8 +107,10 @@ def test_a_second_call_loads_nothing_and_makes_nothing(tmp_path, capfd, real, mo
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()} == before
 
 
-def test_changed_options_a_lost_clip_and_a_damaged_record_are_made_again(tmp_path, capfd, real):
-    rows, out = rows_of(real, 4), tmp_path / "out"
+def test_changed_options_or_files_a_lost_clip_and_a_damaged_record_are_made_again(tmp_path, capfd, real):
+    rows, out, own = rows_of(real, 5), tmp_path / "out", tmp_path / "own.png"
+    own.write_bytes((real / "photo.png").read_bytes())
+    rows[3]["image"] = str(own)
     jobs = write_jsonl(tmp_path / "jobs.jsonl", rows)
     batch(capfd, jobs, out)
     before = {file.name: file.stat().st_mtime_ns for file in out.glob("*.json")}
@@ -115,12 +118,13 @@ def test_changed_options_a_lost_clip_and_a_damaged_record_are_made_again(tmp_pat
     write_jsonl(jobs, rows)
     (out / "clip-1.mp4").unlink()
     (out / "clip-2.json").write_text('{"id": "clip-2", ')
+    Image.open(own).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(own)
     code, report, notes = batch(capfd, jobs, out)
-    assert (code, report["made"], report["there"]) == (0, 3, 1)
-    assert "made with other options or weights, so made again: 1" in notes
+    assert (code, report["made"], report["there"]) == (0, 4, 1)
+    assert "made with other options, weights or files, so made again: 2" in notes
     assert json.loads((out / "clip-0.json").read_text())["seed"] == 7
     changed = {file.name for file in out.glob("*.json") if file.stat().st_mtime_ns != before[file.name]}
-    assert changed == {"clip-0.json", "clip-1.json", "clip-2.json"}
+    assert changed == {f"clip-{n}.json" for n in range(4)}
 
 
 BAD_ROWS = {

@@ -40,8 +40,8 @@ def add_parser(
         "batch",
         help="make many clips from a list; run it again to go on",
         description="Makes a clip of every row of a list: OUT/<id>.mp4, and OUT/<id>.json with its options, "
-        "seed, seconds and versions. Rows whose clip is there are passed over; where their options have "
-        "changed, it is made again. Options of a clip given here hold for all rows without their own.",
+        "seed, seconds and versions. Rows whose clip is there are passed over; where their options or files "
+        "have changed, it is made again. Options of a clip given here hold for all rows without their own.",
     )
     p.add_argument(
         "jobs",
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace) -> int:
     todo = [job for job in jobs if not is_made(job, weights)]
     changed = sum(was_made(job) for job in todo)
     if changed:
-        _say(f"made with other options or weights, so made again: {changed}")
+        _say(f"made with other options, weights or files, so made again: {changed}")
 
     lines, failed = {job.id: job.line for job in todo}, []
     with tqdm(total=len(todo), unit="clip", disable=None, leave=False) as bar:

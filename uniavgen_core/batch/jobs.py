@@ -46,6 +46,16 @@ class Job:
     request: Request
     options: dict[str, Any]
 
+    def files(self) -> dict[str, list[int]]:
+        """Size in bytes and time of the last change of every file that the clip is made from.
+
+        Raises:
+            OSError: one of them is gone.
+        """
+        paths = [getattr(self.request, name) for name in FILES] + [path for _, path in self.request.keyframes]
+        found = {path: Path(path).stat() for path in paths if path}
+        return {path: [about.st_size, about.st_mtime_ns] for path, about in found.items()}
+
 
 class Fault(NamedTuple):
     """A row that no clip can be made of."""

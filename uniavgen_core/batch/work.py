@@ -71,8 +71,10 @@ def record_of(job: Job) -> Path:
 
 
 def is_made(job: Job, weights: Weights) -> bool:
-    """Whether the clip is there, made with these very options and weights."""
-    return Path(job.request.out).is_file() and _made_with(job) == (job.options, named(weights))
+    """Whether the clip is there, made of these files with these very options and weights."""
+    if not Path(job.request.out).is_file():
+        return False
+    return _made_with(job) == (job.options, named(weights), job.files())
 
 
 def was_made(job: Job) -> bool:
@@ -80,10 +82,10 @@ def was_made(job: Job) -> bool:
     return Path(job.request.out).is_file() and _made_with(job) is not None
 
 
-def _made_with(job: Job) -> tuple[Any, Any] | None:
+def _made_with(job: Job) -> tuple[Any, Any, Any] | None:
     try:
         record = json.loads(record_of(job).read_text(encoding="utf-8"))
-        return record["options"], record["weights"]
+        return record["options"], record["weights"], record["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -109,25 +111,25 @@ class Worker:
         """Makes one clip and its record, unless they are there: a worker killed after both made them."""
         start = time.perf_counter()
         error = None
-        if not is_made(job, self.weights):
-            try:
+        try:
+            if not is_made(job, self.weights):
                 self._make(job, start)
-            except (UserError, OSError) as reason:
-                error = " ".join(str(reason).split())
-            except Exception as reason:
-                error = f"{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
-                if self.pipeline.device.type == "cuda":
-                    torch.cuda.empty_cache()
+        except (UserError, OSError) as reason:
+            error = " ".join(str(reason).split())
+        except Exception as reason:
+            error = f"{type(reason).__name__}: {reason}\n{traceback.format_exc()}"
+            if self.pipeline.device.type == "cuda":
+                torch.cuda.empty_cache()
         return Outcome(job.id, error, time.perf_counter() - start, self.name)
 
     def _make(self, job: Job, start: float) -> None:
         record = record_of(job)
         record.unlink(missing_ok=True)  # until the clip is whole, it is not that of any record
+        about = {"id": job.id, "options": job.options, "weights": named(self.weights), "files": job.files()}
         result = generate(job.request, self.weights, pipeline=self.pipeline)
         values = result.to_dict()
         values["out"] = Path(result.out).name
         values["seconds"] = {**result.seconds, "total": round(time.perf_counter() - start, 3)}
-        about = {"id": job.id, "options": job.options, "weights": named(self.weights)}
         made_by = {"worker": self.name, "device": _device(self.pipeline.device), "versions": _versions()}
         text = json.dumps({**about, **values, **made_by}, ensure_ascii=False, indent=2)
         atomic.write_text(record, text + "\n")

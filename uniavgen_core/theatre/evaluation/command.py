@@ -149,15 +149,17 @@ def _grid(options: argparse.Namespace) -> int:
 def _pareto(options: argparse.Namespace) -> int:
     _need_packages()
     from ...atomic import write_text
-    from .pareto import WAYS, figure, measure_ways, read_ways, summary, table
+    from .pareto import WAYS, figure, loses_nothing, measure_ways, read_ways, summary, table
 
     names = [name.strip() for name in options.ways.split(";")] if options.ways else list(WAYS)
     evaluation = _evaluation(options)
     against = read_ways(Path(options.against)) if options.against else None
     found = summary(measure_ways(evaluation, names, options.first), against)
     write_text(evaluation.out / "pareto.svg", figure(found))
-    write_text(evaluation.out / "pareto.md", table(found) + "\n")
-    print(table(found))
+    same = [f"{values['way']} ({values['passes']:g} passes)" for values in found if loses_nothing(values)]
+    text = f"{table(found)}\n\nNothing measurable is lost by: {', '.join(same)}.\n"
+    write_text(evaluation.out / "pareto.md", text)
+    print(text)
     return 0
 
 
