@@ -18,7 +18,7 @@ from ..uniavgen_core.media.mel import fit_length, resample
 from .encoding import pictures_uint8
 from .types import CATEGORY, tell
 
-MIN_LABEL = 12
+MIN_LABEL = 20
 
 
 class Mux(io.ComfyNode):

@@ -142,7 +142,7 @@ def _row(label: str, video: Input.Video, columns: int, width: int) -> Tensor:
         .to(torch.uint8)
     )
     tiles = torch.cat(list(small.movedim(1, -1)), dim=1)
-    return torch.cat((banner(label, max(2 * MIN_LABEL, height // 4), height), tiles), dim=1)
+    return torch.cat((banner(label, max(MIN_LABEL, height // 4), height), tiles), dim=1)
 
 
 NODES = [TakesNoise, PickTake, TakesSheet]

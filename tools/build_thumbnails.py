@@ -41,6 +41,7 @@ LABELS = {
     "advanced": "all stages",
 }
 CLIPS = {"embedded_face_mask": "embedded_face_mask_mask"}  # where it is not named like the workflow
+SEVERAL = "embedded_several_takes"  # shows the last four clips, those of takes 1 to 4, in a square
 
 
 def framed(picture: Image.Image, label: str, line: str = "") -> Image.Image:
@@ -61,7 +62,10 @@ def puppet(name: str, clips: Path) -> list[Image.Image]:
     if not files:
         raise SystemExit(f"{clips}: no clip of {name}; run that template first")
     label = LABELS[name.removeprefix("embedded_")]
-    return [framed(Image.fromarray(frame), label) for frame in read_video(files[-1]).frames[:LONGEST].numpy()]
+    clips = [read_video(file).frames[:LONGEST].numpy() for file in files[-4 if name == SEVERAL else -1 :]]
+    rows = [np.concatenate(row, axis=2) for row in (clips[:2], clips[2:]) if row]
+    frames = np.concatenate(rows, axis=1)
+    return [framed(Image.fromarray(frame), label) for frame in frames]
 
 
 def person(name: str) -> list[Image.Image]:

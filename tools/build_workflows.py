@@ -158,7 +158,7 @@ UPSCALED = (
 TILE = {False: 512, True: 96}  # side of a tile of VAE Decode in pixels, by whether embedded
 SHOWN = {("video", "UNIAVGEN_VIDEO"): "encoded video"}  # names of inputs that are not the key
 PUPPET_SIDE = 128  # pixels
-NOTE_HEIGHT, PICTURE, NODE_HEIGHT, SHEET = 200, 170, 500, 230
+NOTE_HEIGHT, PICTURE, NODE_HEIGHT, SHEET, SQUARE = 200, 170, 500, 230, 200
 
 
 @dataclass
@@ -477,14 +477,18 @@ def one_clip(mode: str, embedded: bool) -> Graph:
     if files:
         g.note(note(mode, embedded), NOTE_HEIGHT)
         g.narrow(260)
-    save(g, (node, 0), name)
     if mode == "guidance_grid":
-        save(g, (node, 1), f"{name}_clip", "Save Video: every clip")
+        g.narrow(220)
+        save(g, (node, 0), name, extra=160)
+        save(g, (node, 1), f"{name}_clip", "Save Video: every clip", SQUARE)
+    else:
+        save(g, (node, 0), name)
     return g
 
 
-def save(g: Graph, clip: Link, name: str, title: str | None = None) -> Node:
-    return g.add("SaveVideo", title, video=clip, filename_prefix=f"video/uniavgen_{name}")
+def save(g: Graph, clip: Link, name: str, title: str | None = None, extra: int = 0) -> Node:
+    """`extra`: pixels for the video, where another node stands below."""
+    return g.add("SaveVideo", title, extra, video=clip, filename_prefix=f"video/uniavgen_{name}")
 
 
 def face_mask(embedded: bool) -> Graph:
@@ -496,9 +500,9 @@ def face_mask(embedded: bool) -> Graph:
     image = sources(g, "joint", embedded)["image"]
     g.place(430, width=360)
     node = g.add_subgraph(core, NODE_HEIGHT, FACE_MASK[0], image=image)
-    g.place(820, width=260)
-    save(g, (node, 0), name)
-    save(g, (node, 3), f"{name}_mask", "Save Video: face mask")
+    g.place(820, width=220)
+    save(g, (node, 0), name, extra=SQUARE)
+    save(g, (node, 3), f"{name}_mask", "Save Video: face mask", SQUARE)
     return g
 
 

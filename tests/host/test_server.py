@@ -328,7 +328,7 @@ def test_each_take_is_saved_as_a_clip_and_has_a_row_on_the_sheet(server):
     assert not answer.error
     assert len(answer.outputs["saved"]["images"]) == 3
     (picture,) = answer.outputs["sheet"]["images"]
-    assert Image.open(server.base / "temp" / picture["filename"]).size == (24 + 128, 3 * 43)  # of 96x64
+    assert Image.open(server.base / "temp" / picture["filename"]).size == (20 + 128, 3 * 43)  # of 96x64
     again = changed(clip() | sheet, {"task.takes": 3, "split.latent": ["pick", 0]})
     again["pick"] = node("UniAVGenPickTake", latent=["sampler", 0], take=2)
     answer = server.run(again)

@@ -162,7 +162,7 @@ def test_takes_become_a_list_of_videos_and_a_row_each_on_a_sheet(takes, muxing):
         assert torch.equal(parts.audio["waveform"], sounds[take][None])
         assert torch.allclose(parts.images, frames[take * 5 : take * 5 + 5], atol=1 / 255)
     (sheet,) = takes.TakesSheet.execute(videos, [3], [48]).result
-    number = 2 * takes.MIN_LABEL
+    number = takes.MIN_LABEL
     assert sheet.shape == (1, TAKES * 32, number + 3 * 48, 3)
     row = sheet[0, 32:64, number:]  # of the second take
     for column, frame in enumerate((5, 7, 9)):
