@@ -511,7 +511,7 @@ def several_takes(embedded: bool) -> Graph:
     g, core = Graph(), inside("joint", embedded, TAKES)
     name = "embedded_several_takes" if embedded else "several_takes"
     g.place(0, width=300)
-    g.note(note("several_takes", embedded), NOTE_HEIGHT)
+    g.note(note("several_takes", embedded), NOTE_HEIGHT if embedded else NOTE_HEIGHT + 30)
     image = sources(g, "joint", embedded)["image"]
     g.place(330, width=340)
     made = g.add_subgraph(core, NODE_HEIGHT, TAKES[0], image=image)
