@@ -409,12 +409,16 @@ def _with_known(sampled: NestedTensor, given: NestedTensor, mask: Tensor | Neste
     return JointLatent(streams)
 
 
-def sample(guider: MACFGGuider, latent: dict, sigmas: Tensor, seed: int) -> dict:
-    """One run with Euler steps: LATENT -> LATENT, with the host's previews and progress."""
+def sample(
+    guider: MACFGGuider, latent: dict, sigmas: Tensor, seed: int, noise: NestedTensor | None = None
+) -> dict:
+    """One run with Euler steps: LATENT -> LATENT, with the host's previews and progress.
+
+    `noise`: in place of that of the seed.
+    """
     samples = latent["samples"]
-    noise = takes_noise(samples, seed)
     sampled = guider.sample(
-        noise,
+        takes_noise(samples, seed) if noise is None else noise,
         samples,
         comfy.samplers.sampler_object("euler"),
         sigmas,

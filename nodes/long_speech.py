@@ -37,7 +37,18 @@ from ..uniavgen_core.sampling.defaults import DEFAULT_PRESET, SamplingDefaults, 
 from ..uniavgen_core.sampling.sampler import schedule
 from .decoding import Split
 from .encoding import encode_speech
-from .guiding import MACFGGuider, _details, _preset, _shift, _sliders, _steps, guidance, model_shift, sample
+from .guiding import (
+    MACFGGuider,
+    _details,
+    _preset,
+    _shift,
+    _sliders,
+    _steps,
+    guidance,
+    model_shift,
+    sample,
+    takes_noise,
+)
 from .tasks import conditioned
 from .types import (
     CATEGORY,
@@ -200,7 +211,11 @@ class LongSpeech(io.ComfyNode):
             prepared = conditioned(task, window.plan.mode, seen, negative, speech).args
             guider = MACFGGuider(model, scales, savings=chosen.savings)
             guider.set_conds(prepared[0], prepared[1])
-            streams = sample(guider, prepared[2], sigmas, window.seed)["samples"].unbind()
+            noise = takes_noise(prepared[2]["samples"], window.seed)
+            shared = window.audio_noise(model.model.core_config.audio_channels)
+            if shared is not None:
+                noise = NestedTensor((noise.unbind()[0], shared.transpose(1, 2)))
+            streams = sample(guider, prepared[2], sigmas, window.seed, noise)["samples"].unbind()
             return streams[0], streams[1].transpose(1, 2)
 
         def on_part(index: int, count: int, known: bool) -> None:

@@ -125,8 +125,21 @@ def test_a_given_voice_is_that_of_all_parts_else_the_first_part_gives_it():
     assert [window.transcript for window in sampler.windows] == ["", *[LINES[0].text] * 3]
     assert sampler.windows[0].plan.reference_mel is None
     assert torch.equal(sampler.windows[3].plan.reference_mel[:, :-30], parts[0].audio)
-    _, sampler = spoken(keep_voice=False)
-    assert all(window.plan.reference_mel is None for window in sampler.windows)
+    assert all(window.audio_noise(80) is None for window in sampler.windows)
+
+
+def test_parts_share_their_audio_noise_where_it_is_what_keeps_the_voice():
+    _, sampler = spoken(keep_voice="noise")
+    windows = sampler.windows
+    assert all(window.plan.reference_mel is None for window in windows)
+    assert len({window.plan.mels for window in windows}) > 1
+    longest = max((window.audio_noise(80) for window in windows), key=lambda noise: noise.shape[1])
+    for window in windows:
+        noise = window.audio_noise(80)
+        assert torch.equal(noise, longest[:, : window.plan.mels])
+        assert noise.shape == (1, window.plan.mels, 80)
+    _, given = spoken(keep_voice="noise", voice=Voice(torch.zeros(1, 90, 80), "one two"))
+    assert all(window.audio_noise(80) is None for window in given.windows)
 
 
 def test_the_words_of_a_tail_stand_before_those_of_its_part():

@@ -72,7 +72,7 @@ def settings() -> SamplingDefaults:
             values["shift"],
             FRAMES,
             SHORT_SIDE,
-            keep_voice=False,  # a face has its voice, and words are understood less with a given one
+            keep_voice="noise",  # words are understood less with a given voice
             tail=1,
         )
     except (ValueError, KeyError, TypeError) as error:

@@ -6,8 +6,8 @@ part adds is what follows its tail, whole latent frames of 25 mel frames each, s
 parts, one after the other, are those of one clip. They are decoded as one causal stream: each latent frame
 once, after all that came before it, exactly as in a clip of that length.
 
-The image is the reference of all parts, and the voice of the first part that of the others, unless one is
-given.
+The image is the reference of all parts. Unless a voice is given, that of the first part is the reference
+voice of the others, or all parts have the same audio noise, which decides the voice where nothing else does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -68,7 +68,8 @@ class Voice(NamedTuple):
 class Window:
     """A part to be sampled: its plan, the latent `[1, C, t, H, W]` that it begins with, and its texts.
 
-    `text` has the words of the tail first; `transcript` is that of the reference voice.
+    `text` has the words of the tail first; `transcript` is that of the reference voice. `audio_seed`: of the
+    audio's noise, where it is not that of the seed.
     """
 
     index: int
@@ -78,6 +79,14 @@ class Window:
     caption: str
     transcript: str
     seed: int
+    audio_seed: int | None = None
+
+    def audio_noise(self, bands: int) -> Tensor | None:
+        """Standard normal `[1, L, bands]` on the CPU; of a longer window of this seed it is the beginning."""
+        if self.audio_seed is None:
+            return None
+        generator = torch.Generator().manual_seed(self.audio_seed)
+        return torch.randn(1, self.plan.mels, bands, generator=generator)
 
 
 OnPart = Callable[[int, int, bool], None]
@@ -145,7 +154,7 @@ def speak(
     store: Store,
     given: str,
     voice: Voice | None = None,
-    keep_voice: bool = SamplingDefaults.keep_voice,
+    keep_voice: Literal["reference", "noise"] = SamplingDefaults.keep_voice,
     tail: int = SamplingDefaults.tail,
     on_part: OnPart = lambda index, count, known: None,
 ) -> Iterator[Part]:
@@ -157,10 +166,12 @@ def speak(
         make: samples a window; gives video `[1, C, T, H, W]` and audio `[1, L, bands]`, the known beginning
             included.
         given: what else the parts depend on: weights, image, voice, guidance.
-        voice: a reference voice for all parts; without one that of the first part, if `keep_voice`.
+        voice: a reference voice for all parts.
+        keep_voice: what all parts share without one: the first as the reference voice, or the audio noise.
         tail: latent frames of the clip so far that open a window.
     """
     key, past, before = digest(given, keep_voice, tail), None, ""
+    audio_seed = seed if voice is None and keep_voice == "noise" else None
     for index, line in enumerate(lines):
         new = part_latents(line, longest)
         transcript = voice.transcript if voice else ""
@@ -177,12 +188,13 @@ def speak(
                 line.caption,
                 transcript,
                 (seed + index * 0x9E3779B97F4A7C15) % 2**63,
+                audio_seed,
             )
             known = (0, 0) if past is None else (past.video.shape[2], past.audio.shape[1])
             video, audio = make(window)
             part = Part(video[:, :, known[0] :].cpu(), eased(audio.cpu(), known[1])[:, known[1] :])
             store.put(key, part)
-        if voice is None and keep_voice:
+        if voice is None and keep_voice == "reference":
             voice = Voice(as_reference(part.audio), line.text)
         past = tail_of(part, tail, past)
         before = words_from(line.text, part.audio, part.audio.shape[1] - past.audio.shape[1])

@@ -161,6 +161,8 @@ class Speaker:
             for caption, ids in zip(captions, (symbols, null))
         )
         task = window.plan.task(window.video.to(self.image), pipeline.config.variant, self.image)
+        video, audio = task.noise(window.seed)
+        shared = window.audio_noise(audio.shape[2])
         made = pipeline.sample(
             task,
             positive,
@@ -168,7 +170,7 @@ class Speaker:
             self.guidance,
             done.steps,
             done.shift,
-            window.seed,
+            noise=(video, audio if shared is None else shared.to(audio)),
             savings=done.savings,
             **self.callbacks,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ..errors import UserError
 
@@ -114,8 +115,9 @@ class SamplingDefaults:
     """How a model is sampled unless someone says otherwise; the defaults are those of the released one.
 
     `frames` (4n + 1 at 16 fps) and `short_side` in pixels are what the model was made for. Of a script
-    (`long_speech`): `keep_voice`, whether the first part's voice is the reference voice of the others;
-    `tail`, how many latent frames of the part before open a part.
+    (`long_speech`): `keep_voice`, how all parts get one voice where none is given, by the first part
+    as the reference voice of the others or by the same audio noise in all; `tail`, how many latent frames of
+    the part before open a part.
     """
 
     guidance: Guidance = Guidance()
@@ -124,5 +126,5 @@ class SamplingDefaults:
     frames: int = 81
     short_side: int = 736
     seed: int = 2025
-    keep_voice: bool = True
+    keep_voice: Literal["reference", "noise"] = "reference"
     tail: int = 3
