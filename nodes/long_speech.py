@@ -211,10 +211,8 @@ class LongSpeech(io.ComfyNode):
             prepared = conditioned(task, window.plan.mode, seen, negative, speech).args
             guider = MACFGGuider(model, scales, savings=chosen.savings)
             guider.set_conds(prepared[0], prepared[1])
-            noise = takes_noise(prepared[2]["samples"], window.seed)
-            shared = window.audio_noise(model.model.core_config.audio_channels)
-            if shared is not None:
-                noise = NestedTensor((noise.unbind()[0], shared.transpose(1, 2)))
+            plain = takes_noise(prepared[2]["samples"], window.seed).unbind()
+            noise = NestedTensor((plain[0], window.voiced(plain[1].transpose(1, 2)).transpose(1, 2)))
             streams = sample(guider, prepared[2], sigmas, window.seed, noise)["samples"].unbind()
             return streams[0], streams[1].transpose(1, 2)
 

@@ -125,21 +125,23 @@ def test_a_given_voice_is_that_of_all_parts_else_the_first_part_gives_it():
     assert [window.transcript for window in sampler.windows] == ["", *[LINES[0].text] * 3]
     assert sampler.windows[0].plan.reference_mel is None
     assert torch.equal(sampler.windows[3].plan.reference_mel[:, :-30], parts[0].audio)
-    assert all(window.audio_noise(80) is None for window in sampler.windows)
+    noise = torch.randn(1, 50, 80)
+    assert all(torch.equal(window.voiced(noise), noise) for window in sampler.windows)
 
 
-def test_parts_share_their_audio_noise_where_it_is_what_keeps_the_voice():
+def test_the_audio_noise_of_all_parts_has_one_mean_where_it_is_what_keeps_the_voice():
     _, sampler = spoken(keep_voice="noise")
-    windows = sampler.windows
-    assert all(window.plan.reference_mel is None for window in windows)
-    assert len({window.plan.mels for window in windows}) > 1
-    longest = max((window.audio_noise(80) for window in windows), key=lambda noise: noise.shape[1])
-    for window in windows:
-        noise = window.audio_noise(80)
-        assert torch.equal(noise, longest[:, : window.plan.mels])
-        assert noise.shape == (1, window.plan.mels, 80)
+    assert all(window.plan.reference_mel is None for window in sampler.windows)
+    noises = [torch.randn(1, window.plan.mels, 80) for window in sampler.windows]
+    assert len({noise.shape for noise in noises}) > 1
+    voiced = [window.voiced(noise) for window, noise in zip(sampler.windows, noises)]
+    means = [noise.mean(1) * noise.shape[1] ** 0.5 for noise in voiced]
+    assert all(torch.allclose(mean, means[0], atol=1e-5) for mean in means)
+    assert 0.6 < float(means[0].std()) < 1.4  # that of the mean of standard normal noise
+    for new, old in zip(voiced, noises):
+        assert torch.allclose(new - new.mean(1, keepdim=True), old - old.mean(1, keepdim=True), atol=1e-6)
     _, given = spoken(keep_voice="noise", voice=Voice(torch.zeros(1, 90, 80), "one two"))
-    assert all(window.audio_noise(80) is None for window in given.windows)
+    assert all(torch.equal(window.voiced(noise), noise) for window in given.windows for noise in noises)
 
 
 def test_the_words_of_a_tail_stand_before_those_of_its_part():

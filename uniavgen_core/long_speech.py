@@ -7,7 +7,8 @@ parts, one after the other, are those of one clip. They are decoded as one causa
 once, after all that came before it, exactly as in a clip of that length.
 
 The image is the reference of all parts. Unless a voice is given, that of the first part is the reference
-voice of the others, or all parts have the same audio noise, which decides the voice where nothing else does.
+voice of the others, or the audio noise of all parts has the same mean, which decides the voice where nothing
+else does.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class Voice(NamedTuple):
 class Window:
     """A part to be sampled: its plan, the latent `[1, C, t, H, W]` that it begins with, and its texts.
 
-    `text` has the words of the tail first; `transcript` is that of the reference voice. `audio_seed`: of the
-    audio's noise, where it is not that of the seed.
+    `text` has the words of the tail first; `transcript` is that of the reference voice. `voice_seed`: of the
+    mean of the audio noise, where all parts share it.
     """
 
     index: int
@@ -79,14 +80,14 @@ class Window:
     caption: str
     transcript: str
     seed: int
-    audio_seed: int | None = None
+    voice_seed: int | None = None
 
-    def audio_noise(self, bands: int) -> Tensor | None:
-        """Standard normal `[1, L, bands]` on the CPU; of a longer window of this seed it is the beginning."""
-        if self.audio_seed is None:
-            return None
-        generator = torch.Generator().manual_seed(self.audio_seed)
-        return torch.randn(1, self.plan.mels, bands, generator=generator)
+    def voiced(self, noise: Tensor) -> Tensor:
+        """Audio noise `[1, L, bands]`, standard normal, with the shared mean over time for its own."""
+        if self.voice_seed is None:
+            return noise
+        mean = torch.randn(noise.shape[2], generator=torch.Generator().manual_seed(self.voice_seed))
+        return noise - noise.mean(1, keepdim=True) + mean.to(noise) / math.sqrt(noise.shape[1])
 
 
 OnPart = Callable[[int, int, bool], None]
@@ -167,11 +168,11 @@ def speak(
             included.
         given: what else the parts depend on: weights, image, voice, guidance.
         voice: a reference voice for all parts.
-        keep_voice: what all parts share without one: the first as the reference voice, or the audio noise.
+        keep_voice: what all parts share without one: the first as the reference voice, or the noise's mean.
         tail: latent frames of the clip so far that open a window.
     """
     key, past, before = digest(given, keep_voice, tail), None, ""
-    audio_seed = seed if voice is None and keep_voice == "noise" else None
+    voice_seed = seed if voice is None and keep_voice == "noise" else None
     for index, line in enumerate(lines):
         new = part_latents(line, longest)
         transcript = voice.transcript if voice else ""
@@ -188,7 +189,7 @@ def speak(
                 line.caption,
                 transcript,
                 (seed + index * 0x9E3779B97F4A7C15) % 2**63,
-                audio_seed,
+                voice_seed,
             )
             known = (0, 0) if past is None else (past.video.shape[2], past.audio.shape[1])
             video, audio = make(window)

@@ -162,7 +162,6 @@ class Speaker:
         )
         task = window.plan.task(window.video.to(self.image), pipeline.config.variant, self.image)
         video, audio = task.noise(window.seed)
-        shared = window.audio_noise(audio.shape[2])
         made = pipeline.sample(
             task,
             positive,
@@ -170,7 +169,7 @@ class Speaker:
             self.guidance,
             done.steps,
             done.shift,
-            noise=(video, audio if shared is None else shared.to(audio)),
+            noise=(video, window.voiced(audio)),
             savings=done.savings,
             **self.callbacks,
         )

@@ -116,8 +116,8 @@ class SamplingDefaults:
 
     `frames` (4n + 1 at 16 fps) and `short_side` in pixels are what the model was made for. Of a script
     (`long_speech`): `keep_voice`, how all parts get one voice where none is given, by the first part
-    as the reference voice of the others or by the same audio noise in all; `tail`, how many latent frames of
-    the part before open a part.
+    as the reference voice of the others or by one mean of the audio noise in all; `tail`, how many latent
+    frames of the part before open a part.
     """
 
     guidance: Guidance = Guidance()
