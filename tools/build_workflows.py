@@ -159,6 +159,7 @@ TILE = {False: 512, True: 96}  # side of a tile of VAE Decode in pixels, by whet
 SHOWN = {("video", "UNIAVGEN_VIDEO"): "encoded video"}  # names of inputs that are not the key
 PUPPET_SIDE = 128  # pixels
 NOTE_HEIGHT, PICTURE, NODE_HEIGHT, SHEET, SQUARE = 200, 170, 500, 230, 200
+TALL = 670  # beside two videos, which the page may show without the room left for them
 
 
 @dataclass
@@ -468,7 +469,7 @@ def one_clip(mode: str, embedded: bool) -> Graph:
     g.place(left, width=360)
     node = g.add_subgraph(
         core,
-        NODE_HEIGHT,
+        TALL if mode == "guidance_grid" else NODE_HEIGHT,
         BLUEPRINTS[mode][0],
         **{name: link for name, link in links.items() if name in wanted},
     )
@@ -499,7 +500,7 @@ def face_mask(embedded: bool) -> Graph:
     g.note(note("face_mask", embedded), NOTE_HEIGHT)
     image = sources(g, "joint", embedded)["image"]
     g.place(430, width=360)
-    node = g.add_subgraph(core, NODE_HEIGHT, FACE_MASK[0], image=image)
+    node = g.add_subgraph(core, TALL, FACE_MASK[0], image=image)
     g.place(820, width=220)
     save(g, (node, 0), name, extra=SQUARE)
     save(g, (node, 3), f"{name}_mask", "Save Video: face mask", SQUARE)
