@@ -234,9 +234,21 @@ class LongSpeech(io.ComfyNode):
             id(clip),
         )
         known = MADE.setdefault(model, Parts())
-        asked, kept = Asked(known), (defaults.keep_voice, defaults.tail)
-        before = set(known)
-        parts = list(speak(lines, longest, seed, image, make, asked, given, voice, *kept, on_part))
+        asked, before = Asked(known), set(known)
+        spoken = speak(
+            lines,
+            longest,
+            seed,
+            image,
+            make,
+            asked,
+            given,
+            voice,
+            defaults.keep_voice,
+            defaults.tail,
+            on_part,
+        )
+        parts = list(spoken)
         known.keep(asked.keys)
         whole = torch.cat([part.video for part in parts], 2), torch.cat([part.audio for part in parts], 1)
         frames = video_frames(whole[0].shape[2])
