@@ -122,7 +122,7 @@ class Compare(io.ComfyNode):
     def execute(cls, images: list[Tensor], labels: list[str], columns: list[int]) -> io.NodeOutput:
         if len(images) != len(labels):
             raise UserError(
-                f"images holds {counted(len(images), 'clip')} but there are {counted(len(labels), 'label')}; "
+                f"images holds {counted(len(images), 'clip')}, labels {counted(len(labels), 'name')}; "
                 "give each clip a label"
             )
         clips = [pictures_uint8(clip, "images") for clip in images]

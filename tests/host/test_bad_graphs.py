@@ -194,7 +194,7 @@ LATENTS = [
     socket("sampler.latent", "video latent", "[1, 48, 2, 4, 6]", "UniAVGen task node"),
     socket("sampler.latent", "latent of three", "[1, 4, 4]", "UniAVGen task node"),
     socket("sampler.latent", "latent of another size", "(4, 6)", "(4, 4)", "from one task node"),
-    socket("sampler.latent", "2 videos 1 sound", "2 videos but 1 audio clips", "make as many"),
+    socket("sampler.latent", "2 videos 1 sound", "2 videos but 1 audio clip;", "make as many"),
     socket("sampler.latent", "64 mel bands", "[1, 64, 31]", "UniAVGen task node"),
     socket("sampler.latent", "time-first mel", "[1, 31, 80]", "UniAVGen task node"),
     socket("sampler.latent", "16 channels", "[1, 16, 2, 4, 6]", "UniAVGen task node"),
@@ -363,7 +363,7 @@ MODELS = [
     Bad(
         "fewer labels than clips",
         {"compare.images": ["decoded", 0]},
-        ("2 clips", "1 labels", "each clip a label"),
+        ("2 clips", "1 name;", "each clip a label"),
         extra=COMPARE
         | GRID
         | {

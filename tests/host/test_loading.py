@@ -171,7 +171,7 @@ def test_clips_are_tiled_row_by_row_under_their_labels(pack):
     compare = pack.module("nodes.muxing").Compare
     clips = [torch.full((frames, 64, 96, 3), shade) for frames, shade in ((5, 0.2), (5, 0.4), (3, 1.0))]
     sheet = compare.execute(clips, ["one", "two", "three"], [2]).result[0]
-    strip = 12
+    strip = 20
     assert sheet.shape == (5, 2 * (64 + strip), 2 * 96, 3)
     for i, shade in enumerate((0.2, 0.4, 1.0)):
         top, left = (i // 2) * (64 + strip) + strip, (i % 2) * 96
