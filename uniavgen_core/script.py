@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import embedded
+from .atomic import stamps
 from .conditioning import latent_frames
 from .errors import UserError
 from .long_speech import (
@@ -185,13 +185,7 @@ def given(script: Script, weights: Weights) -> str:
     request = replace(done.request, out="", text="", image=None, voice=None)
     settings = done.guidance, done.steps, done.shift, done.short_side, done.savings
     tensors = script.inputs.frames, script.inputs.plan.reference_mel
-    return digest(weights, _stamps([Path(path) for path in paths if path]), request, settings, *tensors)
-
-
-def _stamps(paths: list[Path]) -> list[tuple]:
-    """Size and time of every file, so that other weights of the same name are not taken for these."""
-    found = chain.from_iterable(sorted(path.rglob("*")) if path.is_dir() else [path] for path in paths)
-    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found if path.is_file()]
+    return digest(weights, stamps([Path(path) for path in paths if path]), request, settings, *tensors)
 
 
 def generate_script(

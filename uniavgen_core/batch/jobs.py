@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from ..atomic import stamps
 from ..errors import UserError
 from ..modes import MODES
 
@@ -47,14 +48,9 @@ class Job:
     options: dict[str, Any]
 
     def files(self) -> dict[str, list[int]]:
-        """Size in bytes and time of the last change of every file that the clip is made from.
-
-        Raises:
-            OSError: one of them is gone.
-        """
+        """The `atomic.stamps` of every file that the clip is made from, by its path."""
         paths = [getattr(self.request, name) for name in FILES] + [path for _, path in self.request.keyframes]
-        found = {path: Path(path).stat() for path in paths if path}
-        return {path: [about.st_size, about.st_mtime_ns] for path, about in found.items()}
+        return {path: numbers for path, *numbers in stamps(Path(path) for path in paths if path)}
 
 
 class Fault(NamedTuple):
