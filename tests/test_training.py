@@ -38,7 +38,7 @@ from uniavgen_core.training.objective import (
     flow_loss,
     token_mask,
 )
-from uniavgen_core.training.recipe import TASK_MIX, Recipe, Stage, paper_stages
+from uniavgen_core.training.recipe import TASK_MIX, Recipe, Stage, group_of, paper_stages
 from uniavgen_core.weights.checkpoint import load_model
 from uniavgen_core.weights.convert import save_checkpoint
 
@@ -555,6 +555,43 @@ def test_stages_follow_each_other_and_the_first_trains_the_audio_branch_alone(la
     assert not torch.equal(both["head.head.weight"], start["head.head.weight"])
     with pytest.raises(UserError, match="another recipe"):
         train(dataclasses.replace(recipe, seed=3), latents, tmp_path / "run")
+
+
+@needs_accelerate
+def test_only_the_groups_of_a_stage_are_trained(latents, tmp_path):
+    from uniavgen_core.training.loop import train
+
+    only = stage(steps=2, tasks={"joint": 1}, null_share=0.0, groups=("audio", "v2a"))
+    trained = load_model(train(Recipe(SIZES, (only,), seed=2), latents, tmp_path)).state_dict()
+    start = initialise(DualBranchDiT(SIZES), 2).state_dict()
+    changed = {name for name, value in start.items() if not torch.equal(trained[name], value)}
+    assert {group_of(name) for name in changed} == {"audio", "v2a"}
+    assert {"audio_blocks.0.ffn.0.weight", "v2a_blocks.0.o.weight"} <= changed
+
+
+def test_groups_that_make_no_stage_are_refused():
+    with pytest.raises(UserError, match=r"groups are \['lips'\], choose from video, audio, a2v, v2a"):
+        stage(groups=("lips",))
+    with pytest.raises(UserError, match="needs the group audio"):
+        stage(tasks={"audio": 1}, groups=("video", "v2a"))
+
+
+def test_the_audio_branch_alone_takes_recordings_where_they_are_given(latents, tmp_path):
+    def recording(index: int) -> Sample:
+        sample = random_sample(100 + index)
+        sample.caption_states = None
+        return sample
+
+    recordings = prepare(tmp_path, 4, recording, {"clips": "recordings"})
+    mixed = stage(steps=60, tasks={"audio": 1, "joint": 1}, null_share=0.0)
+    batches = Batches(latents, mixed, seed=1, speech=recordings)
+    known = {id(clips): [clips[i].audio for i in range(len(clips))] for clips in (latents, recordings)}
+    seen = set()
+    for batch in map(batches.__getitem__, range(12)):
+        own = known[id(recordings if batch.mode == "audio" else latents)]
+        assert all(any(torch.equal(row, audio) for audio in own) for row in batch.audio)
+        seen.add(batch.mode)
+    assert seen == {"audio", "joint"}
 
 
 @needs_accelerate

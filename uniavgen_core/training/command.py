@@ -47,6 +47,7 @@ def add_parser(
     p.add_argument("--out", required=True, help="folder of the run")
     p.add_argument("--start", help="weights to begin with instead of new ones")
     p.add_argument("--caption-encoder", help="folder of a umT5 that is trained with the model")
+    p.add_argument("--speech", help="folder of clips for the tasks of the audio branch alone")
     _add_run(p)
     p.set_defaults(run=resumable(_run))
 
@@ -214,6 +215,7 @@ def _run(options: argparse.Namespace) -> int:
         options.caption_encoder,
         _how(options),
         _preview(options),
+        Latents(options.speech) if options.speech else None,
     )
     print(result)
     return 0

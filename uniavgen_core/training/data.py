@@ -217,6 +217,8 @@ def _order(seed: int, stage: str, epoch: int, count: int) -> list[int]:
 class Batches(torch.utils.data.Dataset):
     """Batch number s of a stage: this process's `stage.batch / processes` of its samples.
 
+    `speech`: clips without video that the tasks of the audio branch alone take in place of `latents`.
+
     Raises:
         UserError: a batch that the processes cannot share equally, or clips that lack what a task needs.
     """
@@ -227,12 +229,15 @@ class Batches(torch.utils.data.Dataset):
     rank: int = 0
     processes: int = 1
     with_states: bool = True  # captions come as stored states, not as texts
+    speech: Latents | None = None
 
     def __post_init__(self):
         self.rows = shared_rows(self.stage, self.rank, self.processes)
-        if any(map(needs_voice, self.stage.tasks)) and self.latents[0].voice is None:
+        for clips in {self.clips_of(task) for task in filter(needs_voice, self.stage.tasks)}:
+            if clips[0].voice is not None:
+                continue
             raise UserError(
-                f"{self.latents.folder} has no reference voices; name the speakers of your clips, or take "
+                f"{clips.folder} has no reference voices; name the speakers of your clips, or take "
                 "reference-voice out of the stage's tasks"
             )
         if self.with_states and self.latents.null_caption is None:
@@ -246,12 +251,12 @@ class Batches(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         stage = self.stage
-        first = self.latents[0].video
         generator = seeded(self.seed, stage.name, "step", step)
         chances = torch.tensor(list(stage.tasks.values()), dtype=torch.float64)
         mode = list(stage.tasks)[int(torch.multinomial(chances, 1, generator=generator))]
         null = bool(torch.rand((), generator=generator) < stage.null_share)
-        anew = conditioning.draw_span(mode, first.shape[1], self.latents[0].audio.shape[0], generator)
+        first = self.clips_of(mode)[0]
+        anew = conditioning.draw_span(mode, first.video.shape[1], first.audio.shape[0], generator)
         rows = [self._row(step * stage.batch + row, mode, null) for row in self.rows]
         ids = [row.pop("ids") for row in rows]
         captions = [row.pop("caption") for row in rows]
@@ -271,21 +276,23 @@ class Batches(torch.utils.data.Dataset):
             voice_lengths=torch.tensor([len(x) for x in voices]) if with_voice else None,
         )
 
-    def clip(self, g: int) -> int:
-        """The number of the clip of sample number g of the run: all clips in a new order, again and again."""
-        count = len(self.latents)
-        return _order(self.seed, self.stage.name, g // count, count)[g % count]
+    def clips_of(self, mode: str) -> Latents:
+        """The clips that a mode is trained on."""
+        return self.speech if self.speech is not None and mode in ALONE else self.latents
 
-    def item(self, g: int) -> Sample:
-        """The clip of sample number g of the run."""
-        return self.latents[self.clip(g)]
+    def clip(self, g: int, mode: str) -> int:
+        """The number of the clip of sample number g of the run: all clips in a new order, again and again."""
+        count = len(self.clips_of(mode))
+        return _order(self.seed, self.stage.name, g // count, count)[g % count]
 
     def _row(self, g: int, mode: str, null: bool) -> dict:
         """Sample number g of the run, with its time and noise."""
-        item = self.item(g)
+        clips = self.clips_of(mode)
+        item = clips[self.clip(g, mode)]
         generator = seeded(self.seed, self.stage.name, "sample", g)
         time = draw_time(generator, self.stage.logit_normal, self.stage.shifts(mode))
         text_drop = self.stage.task_text_drop.get(mode, self.stage.text_drop)
+        states = item.caption_states
         dropped = null or bool(torch.rand((), generator=generator) < text_drop)
         said_before = item.voice_transcript if needs_voice(mode) else ""
         null_ids = null_symbol_ids(item.language, said_before)
@@ -303,7 +310,7 @@ class Batches(torch.utils.data.Dataset):
             "ids": torch.tensor(ids),
             "said_before": torch.tensor(sum(i != FILLER for i in null_ids) if said_before else 0),
             "caption": "" if dropped else item.caption,
-            "states": self.latents.null_caption if dropped else item.caption_states,
+            "states": self.latents.null_caption if dropped or states is None else states,
             "voice": item.voice,
         }
 

@@ -135,7 +135,7 @@ class LessonBatches(Batches):
             ranges = (lesson.s_v, lesson.s_a)
             pair = [low + share * (high - low) for share, (low, high) in zip(at, ranges)]
             scales.append([lesson.guidance.s_v, lesson.guidance.s_a] if own < 0.5 else pair)
-            item = self.item(g)
+            item = self.latents[self.clip(g, batch.mode)]
             before = item.voice_transcript if needs_voice(batch.mode) else ""
             nulls.append(torch.tensor(null_symbol_ids(item.language, before)))
         chosen = torch.stack(drawn)

@@ -42,18 +42,8 @@ from . import cast_ops
 from .data import Batches, Latents, one_clip
 from .initialise import initialise, other_interaction
 from .objective import Batch, Objective, compile_blocks, conditions, recompute_blocks
-from .recipe import Recipe, Schedule
+from .recipe import Recipe, Schedule, read_recipe
 
-AUDIO_PARTS = (
-    "audio_embedding.",
-    "audio_padding",
-    "text_embedding.",
-    "text_proj.",
-    "time_embedding_audio.",
-    "time_projection_audio.",
-    "audio_blocks.",
-    "head_audio.",
-)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Preview = Callable[[Objective, Path], None]
@@ -136,7 +126,7 @@ def train(
 
     `start`: weights to begin with instead of new ones; of another variant, see `other_interaction`.
     `caption`: a caption encoder (or its folder) to be trained with the model from the first stage with video
-    on; it is saved beside each stage's model. `speech`: clips without video, for the stages of the audio
+    on; it is saved beside each stage's model. `speech`: clips without video, for the tasks of the audio
     branch alone.
 
     Raises:
@@ -154,20 +144,20 @@ def train(
             objective = Objective(model, encoder, DTYPES[recipe.dtype], stage.seam)
             _fit_check(model, latents, encoder)
             for name, parameter in objective.named_parameters():
-                audio = name.removeprefix("model.").startswith(AUDIO_PARTS)
-                parameter.requires_grad_(audio or not stage.audio_alone)
+                parameter.requires_grad_(stage.trains(name))
             if recipe.recompute:
                 recompute_blocks(model)
             if run.compile:
                 compile_blocks(model)
             shown = None if stage.audio_alone else preview
             batches = Batches(
-                speech if speech and stage.audio_alone else latents,
+                latents,
                 stage,
                 recipe.seed,
                 accelerator.process_index,
                 accelerator.num_processes,
                 with_states=encoder is None,
+                speech=speech,
             )
             state = fit(accelerator, objective, stage, batches, folder, recipe, run, shown)
             if accelerator.is_main_process:
@@ -316,7 +306,7 @@ def _open_log(file: Path, first: int):
 def _claim(accelerator, out: Path, recipe: Recipe) -> None:
     file = out / "recipe.json"
     text = json.dumps(recipe.to_dict(), indent=2)
-    if file.exists() and json.loads(file.read_text()) != json.loads(text):
+    if file.exists() and read_recipe(file) != Recipe.from_dict(json.loads(text)):
         raise UserError(f"{out} holds a run of another recipe; choose another folder")
     accelerator.wait_for_everyone()  # none may read what the first is writing
     if accelerator.is_main_process:

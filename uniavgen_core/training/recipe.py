@@ -21,6 +21,29 @@ TASK_MIX: dict[str, float] = {
     "edit": 0.0,
 }
 """How often each mode is trained: the paper's mix (docs/model.md section 8), which has no edit."""
+GROUPS = ("video", "audio", "a2v", "v2a")
+"""The two branches with their embeddings and heads, and the two directions of the interaction."""
+
+
+_AUDIO = (
+    "audio_embedding.",
+    "audio_padding",
+    "text_embedding.",
+    "text_proj.",
+    "time_embedding_audio.",
+    "time_projection_audio.",
+    "guidance_embedding_audio.",
+    "audio_blocks.",
+    "head_audio.",
+)
+
+
+def group_of(name: str) -> str:
+    """Which of `GROUPS` a parameter of a model, or of an objective with one, belongs to."""
+    name = name.removeprefix("model.")
+    if name.startswith(("a2v_blocks.", "v2a_blocks.")):
+        return name[:3]
+    return "audio" if name.startswith(_AUDIO) else "video"
 
 
 @dataclass(frozen=True)
@@ -78,7 +101,8 @@ class Stage(Schedule):
     the texts and the other branch decide. `task_shifts`: other shifts of some tasks, each drawn as often as
     the others; `task_text_drop`: other shares of dropped texts. `interaction_rate`: learning rate of the
     interaction, face masks included, where it is not `learning_rate`. `guide`: weight of the guided attention
-    to the speech text. `seam`: weight of frames next to a known one in continuations and edits.
+    to the speech text. `seam`: weight of frames next to a known one in continuations and edits. `groups`:
+    the parameters that are trained, of `GROUPS`; the others are frozen. A caption encoder belongs to "video".
 
     Raises:
         UserError: values that make no stage.
@@ -95,6 +119,7 @@ class Stage(Schedule):
     task_text_drop: dict[str, float] = field(default_factory=dict)
     interaction_rate: float | None = None
     seam: float = 1.0
+    groups: tuple[str, ...] = GROUPS
 
     def _faults(self) -> dict[str, bool]:
         named = (*self.tasks, *self.task_shifts, *self.task_text_drop)
@@ -107,6 +132,10 @@ class Stage(Schedule):
             or max(self.tasks.values()) == 0,
             f"guide is {self.guide} and seam {self.seam}; they are 0 or more": min(self.guide, self.seam) < 0,
             f"shift is {min(shifts)}, it must be positive": not min(shifts) > 0,
+            f"groups are {list(self.groups)}, choose from {', '.join(GROUPS)}": not self.groups
+            or not set(self.groups) <= set(GROUPS),
+            "a stage of the audio branch alone needs the group audio": self.audio_alone
+            and "audio" not in self.groups,
             "task_shifts needs at least one shift for each task": not all(self.task_shifts.values()),
             f"interaction_rate is {self.interaction_rate}, it must be positive": (
                 self.interaction_rate is not None and not self.interaction_rate > 0
@@ -126,13 +155,18 @@ class Stage(Schedule):
     def audio_alone(self) -> bool:
         return set(self.tasks) <= set(ALONE)
 
+    def trains(self, name: str) -> bool:
+        """Whether a parameter is trained; a stage of the audio branch alone trains nothing else."""
+        group = group_of(name)
+        return group in self.groups and (group == "audio" or not self.audio_alone)
+
     def shifts(self, task: str) -> tuple[float, ...]:
         """Time shifts of a task, each as likely as the others."""
         return self.task_shifts.get(task, (self.shift,))
 
     def scale(self, name: str) -> float:
         """Learning rate of a parameter, in units of the stage's."""
-        if self.interaction_rate is None or not ("a2v_blocks." in name or "v2a_blocks." in name):
+        if self.interaction_rate is None or group_of(name) not in ("a2v", "v2a"):
             return 1.0
         return self.interaction_rate / self.learning_rate
 

@@ -58,7 +58,7 @@ class ArmBatches(Batches):
 
     def __getitem__(self, step: int) -> Batch:
         batch = super().__getitem__(step)
-        clips = [self.clip(step * self.stage.batch + row) for row in self.rows]
+        clips = [self.clip(step * self.stage.batch + row, batch.mode) for row in self.rows]
         return ClipBatch(**vars(batch), clips=torch.tensor(clips))
 
 
