@@ -1,4 +1,7 @@
+import importlib.util
 import shutil
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import cv2
@@ -238,3 +241,44 @@ def test_a_missing_espeak_is_named_with_its_cure(monkeypatch):
 def test_values_it_cannot_play_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):
         Theatre(**wrong)
+
+
+@speaks
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed")
+def test_the_embedded_model_is_made_from_nothing(tmp_path, monkeypatch):
+    """The whole way with few steps and clips; what comes out loads and says which variant it is."""
+    from uniavgen_core.pipeline import Pipeline, Weights
+    from uniavgen_core.theatre import autoencoder, build_embedded
+    from uniavgen_core.theatre.recipe import ALIGNED, EMBEDDED
+
+    def few(stages: tuple) -> tuple:
+        return tuple(replace(stage, steps=1, batch=1) for stage in stages)
+
+    monkeypatch.setattr(autoencoder, "measure_latents", partial(autoencoder.measure_latents, clips=2))
+    monkeypatch.setattr(build_embedded, "VAE", few(build_embedded.VAE))
+    monkeypatch.setattr(build_embedded, "DECODER", few(build_embedded.DECODER))
+    recipes = tuple(replace(r, stages=few(r.stages), dtype="fp32") for r in (EMBEDDED, ALIGNED))
+    folder = build_embedded.make_embedded(tmp_path, recipes, share=1 / 4096)
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "vae", "caption_encoder"}
+    pipeline = Pipeline.load(
+        Weights(str(folder / "model.safetensors"), str(folder / "vae"), str(folder / "caption_encoder"))
+    )
+    assert pipeline.config == ALIGNED.config
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 60e6
+    with pytest.raises(UserError, match="--share is 0"):
+        build_embedded.make_embedded(tmp_path, share=0)
+
+
+def test_two_of_three_still_heads_are_left_out():
+    from uniavgen_core.theatre.build_embedded import STILL, moving
+
+    theatre = Theatre(3)
+    numbers = moving(theatre, 60)
+    still = [i for i in numbers if STILL in theatre.caption(i)]
+    left_out = set(range(numbers[-1])) - set(numbers)
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) == 60
+    assert still
+    assert left_out
+    assert all(i % 3 == 0 for i in still)
+    assert all(STILL in theatre.caption(i) and i % 3 for i in left_out)

@@ -57,6 +57,7 @@ def add_actions(actions: argparse._SubParsersAction) -> None:
     p.add_argument("--out", required=True, help="folder of all its trainings; the parts: embedded_model/")
     p.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
     p.add_argument("--compile", action="store_true", help="through torch.compile (needs a C++ compiler)")
+    p.add_argument("--share", type=float, default=1.0, help="of all steps and clips, to try it: 0.001")
     p.set_defaults(run=resumable(_embedded))
 
     p = actions.add_parser(
@@ -96,7 +97,8 @@ def _embedded(options: argparse.Namespace) -> int:
     from ..training.loop import Run
     from .build_embedded import make_embedded
 
-    print(make_embedded(options.out, run=Run(save_every=options.save_every, compile=options.compile)))
+    run = Run(save_every=options.save_every, compile=options.compile)
+    print(make_embedded(options.out, run=run, share=options.share))
     return 0
 
 
