@@ -46,9 +46,9 @@ def make_embedded(
 ) -> Path:
     """VAE, latents, caption encoder, model and decoder, one after the other; folder `out/embedded_model`.
 
-    The second recipe goes on from the result of the first, on other clips. `share`: of all steps and clips, to
-    try the command with few. Run it again to go on with what was stopped. The sampling settings and the card
-    are not made here.
+    The second recipe goes on from the result of the first, on other clips. `share`: of all steps and clips,
+    to try the command with few. Run it again to go on with what was stopped. The sampling settings and the
+    card are not made here.
 
     Raises:
         UserError: as `train_vae`, `prepare` and `train`; `share` is not above 0 and at most 1.
