@@ -109,7 +109,9 @@ def make_accelerator():
             "training needs accelerate, which is not installed: pip install accelerate"
         ) from error
     # A step trains only what its task uses: in dubbing, for example, the video head has no gradient.
-    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # Unless it is told so, accelerate takes the processes that torchrun starts on a CPU for unrelated ones.
+    return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[unused])
 
 
 def train(
