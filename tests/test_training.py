@@ -568,6 +568,17 @@ def test_only_the_groups_of_a_stage_are_trained(latents, tmp_path):
     assert {"audio_blocks.0.ffn.0.weight", "v2a_blocks.0.o.weight"} <= changed
 
 
+@needs_accelerate
+def test_a_step_that_reaches_nothing_that_is_trained_is_passed_over(latents, tmp_path):
+    from uniavgen_core.training.loop import train
+
+    only = stage(steps=2, tasks={"audio-driven": 1}, null_share=1.0, groups=("audio", "a2v", "v2a"))
+    recipe = Recipe(SIZES, (only,), seed=2, weight_decay=0.0)
+    trained = load_model(train(recipe, latents, tmp_path)).state_dict()
+    start = initialise(DualBranchDiT(SIZES), 2).state_dict()
+    assert all(torch.equal(trained[name], value) for name, value in start.items())
+
+
 def test_groups_that_make_no_stage_are_refused():
     with pytest.raises(UserError, match=r"groups are \['lips'\], choose from video, audio, a2v, v2a"):
         stage(groups=("lips",))

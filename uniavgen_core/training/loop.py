@@ -256,7 +256,8 @@ def _accumulate(
         with accelerator.no_sync(objective) if i + 1 < len(parts) else nullcontext():
             losses = objective(part, **weights)
             share = len(part) / len(batch)
-            accelerator.backward(losses["loss"] * share)
+            if losses["loss"].requires_grad:  # a null pass may reach nothing that is trained
+                accelerator.backward(losses["loss"] * share)
         for name, value in losses.items():
             total[name] = total.get(name, 0) + value.detach() * share
     # Every parameter takes part in every step, so that the optimizer's state never depends on who came first.
