@@ -47,7 +47,7 @@ def made(capfd, tmp_path, *arguments, text="hello show me the moon"):
 
 def test_the_parts_fit_together_and_weigh_at_most_60_mb_in_half_precision():
     config, encoder = embedded.config(), embedded.load_caption_encoder()
-    assert config.variant == "paper"
+    assert config.variant == "aligned"
     assert encoder.dim == config.caption_dim
     model = embedded.load_model()
     assert model.config == config

@@ -90,7 +90,7 @@ ALIGNED = replace(
         ),
         Stage(
             "4-tasks",
-            280,
+            360,
             16,
             2.5e-4,
             {"dubbing": 3.0, "joint": 3.0, "audio-driven": 1.5, VOICE_ALONE: 1.2, AUDIO_ALONE: 0.7}
