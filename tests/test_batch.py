@@ -191,7 +191,9 @@ def test_the_release_s_table_runs_for_its_four_tasks(tmp_path, capfd, real):
         assert record["mode"] == row["data_id"]
         clip = files.read_video(tmp_path / "out" / f"{row['data_id']}.mp4")
         assert len(clip.frames) == record["frames"]
-        assert clip.audio[0].abs().max() > 1e-3
+        assert clip.audio[0].shape[-1] >= record["samples"]
+        # A third of a second may end before the sentence is heard, but what is given is there whole.
+        assert clip.audio[0].abs().max() > (0.1 if row["data_id"] == "audio-driven" else 0)
 
 
 def test_a_table_s_mode_and_files_can_be_said_for_all_rows(tmp_path, real):
