@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from ..model.config import Config
 from ..training.objective import AUDIO_ALONE, VOICE_ALONE
@@ -52,12 +53,13 @@ _NEAR_NOISE: dict[str, tuple[float, ...]] = {
     "joint": (4.0,),
 }
 """Time shifts: near noise the other branch decides."""
+_aligned = partial(Stage, mask_weight=(0.1, 0.1), shift=3.0, task_shifts=_NEAR_NOISE)
 
 ALIGNED = replace(
     EMBEDDED,
     config=replace(EMBEDDED.config, variant="aligned"),
     stages=(
-        Stage(
+        _aligned(
             "4-dubbing",
             1700,
             16,
@@ -65,15 +67,12 @@ ALIGNED = replace(
             {"dubbing": 3.0, AUDIO_ALONE: 1.0, VOICE_ALONE: 0.6},
             warmup=20,
             decay=0.25,
-            mask_weight=(0.1, 0.1),
-            shift=3.0,
-            task_shifts=_NEAR_NOISE,
             task_text_drop={"dubbing": 0.3},
             interaction_rate=2e-3,
             guide=0.3,
             groups=("audio", "v2a"),
         ),
-        Stage(
+        _aligned(
             "4-hearing",
             1000,
             8,
@@ -81,14 +80,11 @@ ALIGNED = replace(
             {"audio-driven": 4.0, "joint": 3.0, "continuation": 1.0, "edit": 1.0},
             warmup=20,
             decay=0.5,
-            mask_weight=(0.1, 0.1),
-            shift=3.0,
-            task_shifts=_NEAR_NOISE,
             interaction_rate=1e-3,
             seam=4.0,
             groups=("video", "a2v"),
         ),
-        Stage(
+        _aligned(
             "4-tasks",
             360,
             16,
@@ -97,9 +93,6 @@ ALIGNED = replace(
             | {"continuation": 0.7, "edit": 0.7, "reference-voice": 0.5},
             warmup=15,
             decay=0.7,
-            mask_weight=(0.1, 0.1),
-            shift=3.0,
-            task_shifts=_NEAR_NOISE,
             task_text_drop={"dubbing": 0.3},
             interaction_rate=6e-4,
             guide=0.2,

@@ -287,12 +287,10 @@ class Batches(torch.utils.data.Dataset):
 
     def _row(self, g: int, mode: str, null: bool) -> dict:
         """Sample number g of the run, with its time and noise."""
-        clips = self.clips_of(mode)
-        item = clips[self.clip(g, mode)]
+        item = self.clips_of(mode)[self.clip(g, mode)]
         generator = seeded(self.seed, self.stage.name, "sample", g)
         time = draw_time(generator, self.stage.logit_normal, self.stage.shifts(mode))
         text_drop = self.stage.task_text_drop.get(mode, self.stage.text_drop)
-        states = item.caption_states
         dropped = null or bool(torch.rand((), generator=generator) < text_drop)
         said_before = item.voice_transcript if needs_voice(mode) else ""
         null_ids = null_symbol_ids(item.language, said_before)
@@ -310,7 +308,9 @@ class Batches(torch.utils.data.Dataset):
             "ids": torch.tensor(ids),
             "said_before": torch.tensor(sum(i != FILLER for i in null_ids) if said_before else 0),
             "caption": "" if dropped else item.caption,
-            "states": self.latents.null_caption if dropped or states is None else states,
+            "states": self.latents.null_caption
+            if dropped or item.caption_states is None
+            else item.caption_states,
             "voice": item.voice,
         }
 

@@ -309,7 +309,7 @@ def _open_log(file: Path, first: int):
 def _claim(accelerator, out: Path, recipe: Recipe) -> None:
     file = out / "recipe.json"
     text = json.dumps(recipe.to_dict(), indent=2)
-    if file.exists() and read_recipe(file) != Recipe.from_dict(json.loads(text)):
+    if file.exists() and read_recipe(file) != recipe:
         raise UserError(f"{out} holds a run of another recipe; choose another folder")
     accelerator.wait_for_everyone()  # none may read what the first is writing
     if accelerator.is_main_process:
