@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from math import ceil
 
@@ -30,7 +31,13 @@ from uniavgen_core.pipeline import Pipeline
 from uniavgen_core.theatre.ablations.arms import ARMS, CLAIMS, GROUPS, MEASURES, SHOWN
 from uniavgen_core.theatre.ablations.frozen import ArmBatches, InteractionObjective, video_tokens
 from uniavgen_core.theatre.ablations.report import estimate, verdicts, write_report
-from uniavgen_core.theatre.ablations.study import Study, background_drift, mouth, new_interaction
+from uniavgen_core.theatre.ablations.study import (
+    Study,
+    background_drift,
+    mouth,
+    new_interaction,
+    read_study,
+)
 from uniavgen_core.theatre.clips import Theatre
 from uniavgen_core.theatre.evaluation.recogniser import Recogniser
 from uniavgen_core.training.data import prepare
@@ -208,6 +215,28 @@ def test_tables_name_arms_and_measures_that_exist():
     assert {name for names in GROUPS.values() for name in names} == ARMS.keys()
     assert {m for claim in CLAIMS for m in claim.measures} <= MEASURES.keys()
     assert {arm for claim in CLAIMS for arm in (claim.better, claim.worse)} <= ARMS.keys()
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_a_study_trains_measures_and_reads_what_it_kept(start, latents, tmp_path):
+    def made() -> Study:
+        parts = Pipeline.of(start, random_vae(), random_caption_encoder(dim=16), GriffinLim())
+        theatre = Theatre(0, "held-out", 17, (64, 64))
+        return Study(
+            parts, latents, Recogniser(), theatre, tmp_path, 2, 1, clips=2, sampled=1, sampling_steps=1
+        )
+
+    made().run(("paper", "none", "no-mask"))
+    made().run(("together", "no-guidance"))
+    found = read_study(tmp_path)
+    shown = {name: set(found[name][0][0]) - {"index"} for name in found}
+    assert shown["paper"] == set(SHOWN["face mask"])
+    assert shown["none"] == set(SHOWN["interaction"]) | {"drift"}
+    assert shown["no-mask"] == shown["paper"]  # its mask is 1 everywhere
+    assert shown["together"] == {*SHOWN["tasks"], "mask_iou"}
+    assert shown["no-guidance"] == set(SHOWN["guidance"])
+    assert found["paper"][0][1]["mouth_loss"] != found["none"][0][1]["mouth_loss"]
+    assert "sync_dubbing" not in found["paper"][0][1]  # the second clip is not generated
 
 
 @pytest.fixture

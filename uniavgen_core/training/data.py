@@ -141,7 +141,7 @@ def prepare(
             for name in Sample.TENSORS:
                 value = getattr(item, name)
                 if value is not None:
-                    tensors[f"{len(texts)}.{name}"] = value.half().contiguous()
+                    tensors[f"{len(texts)}.{name}"] = value.half()
             texts.append({name: getattr(item, name) for name in Sample.TEXTS})
             on_clip(i + 1, count)
         save_atomically(tensors, path, {"clips": json.dumps(texts)})
@@ -152,7 +152,7 @@ def prepare(
 def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """A safetensors file that appears only when it is whole."""
     with replacing(path) as part:
-        save_file(tensors, part, metadata)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
 
 
 def _shard(folder: Path, number: int, clips: int) -> Path:

@@ -17,7 +17,7 @@ from ...training.data import save_atomically
 from ..clips import measure_aperture
 from .metrics import Face, amplitude, interval, mean, measure, ratio
 from .recogniser import word_errors, words
-from .report import COLOURS, rounded, svg
+from .report import COLOURS, svg
 from .runs import Evaluation, Results, read_lines
 from .sampling import make
 
@@ -89,7 +89,7 @@ def _rows(evaluation: Evaluation, name: str, indices: list[int]) -> list[dict]:
         found = {"video": clip.video, "audio": clip.audio}
         if name == EXACT:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_atomically({key: x.contiguous() for key, x in found.items()}, file)
+            save_atomically(found, file)
         exact = load_file(file)
         measured, true = measure(clip.frames, clip.waveform), example.clip
         row = {
@@ -133,20 +133,16 @@ def summary(rows: list[dict], against: list[dict] | None = None) -> list[dict]:
         values["passes"] = float(np.mean([row["passes"] for row, _ in pairs]))
         for key, field in (("sync", "sync"), ("mouth", "amplitude_ratio"), ("face", "face_distance")):
             table = np.array([[a[field], a[field] - b[field]] for a, b in pairs])
-            values[key], values[f"{key}_difference"] = (_estimate(column, mean) for column in table.T)
+            values[key], values[f"{key}_difference"] = (list(interval(column, mean)) for column in table.T)
         words = np.array([[a["errors"], a["words"], b["errors"], b["words"]] for a, b in pairs], np.float64)
-        values["words"] = _estimate(words[:, :2], ratio)
-        values["words_difference"] = _estimate(
-            words, lambda samples: ratio(samples[..., :2]) - ratio(samples[..., 2:])
+        values["words"] = list(interval(words[:, :2], ratio))
+        values["words_difference"] = list(
+            interval(words, lambda samples: ratio(samples[..., :2]) - ratio(samples[..., 2:]))
         )
         for key in ("video_distance", "audio_distance"):
-            values[key] = round(float(np.mean([row[key] for row, _ in pairs])), 3)
+            values[key] = float(np.mean([row[key] for row, _ in pairs]))
         found.append(values)
     return sorted(found, key=lambda values: -values["passes"])
-
-
-def _estimate(rows: np.ndarray, statistic) -> list[float]:
-    return rounded(interval(rows, statistic))
 
 
 def loses_nothing(values: dict) -> bool:
