@@ -121,7 +121,9 @@ class Reader:
         options = self._options(row)
         for file in FILES:
             given = getattr(options, file)
-            if given and not Path(given).exists() and (beside / given).exists():
+            if given and not Path(given).is_file():
+                if not (beside / given).is_file():
+                    raise UserError(f"{given}: no such file ({file}); it is looked for here and beside the list")
                 setattr(options, file, str(beside / given))
         if not (options.text or "").strip():
             raise UserError("nothing to say: the row has no text")
@@ -129,10 +131,6 @@ class Reader:
         request = self._request(options, self._settings)
         completed = request.completed(self._settings)
         completed.guidance.for_layers(self._config.layers)
-        for file in FILES:
-            given = getattr(request, file)
-            if given and not Path(given).is_file():
-                raise UserError(f"{given}: no such file ({file}); it is looked for here and beside the list")
         for _, given in request.keyframes:
             if not Path(given).is_file():
                 raise UserError(f"{given}: no such file (keyframe); it is looked for here")
