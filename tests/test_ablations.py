@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from math import ceil
 
@@ -15,7 +14,7 @@ pytest.importorskip("cv2", reason="OpenCV is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
 from conftest import forward, inputs, randomise
-from test_training import caption_states, random_sample
+from test_training import caption_states, needs_espeak, random_sample
 
 from uniavgen_core.cli import main
 from uniavgen_core.errors import UserError
@@ -217,7 +216,7 @@ def test_tables_name_arms_and_measures_that_exist():
     assert {arm for claim in CLAIMS for arm in (claim.better, claim.worse)} <= ARMS.keys()
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+@needs_espeak
 def test_a_study_trains_measures_and_reads_what_it_kept(start, latents, tmp_path):
     def made() -> Study:
         parts = Pipeline.of(start, random_vae(), random_caption_encoder(dim=16), GriffinLim())

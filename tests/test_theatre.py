@@ -1,5 +1,3 @@
-import importlib.util
-import shutil
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -7,6 +5,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
+from test_training import needs_accelerate, needs_espeak
 
 from uniavgen_core.errors import UserError
 from uniavgen_core.theatre import drawing, voices
@@ -19,8 +18,6 @@ from uniavgen_core.theatre.clips import (
 )
 from uniavgen_core.vocabulary import VOCABULARY
 
-speaks = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
-
 
 def correlation(a, b) -> float:
     return float(np.corrcoef(a, b)[0, 1])
@@ -32,7 +29,7 @@ def held_out_clips():
     return [theatre.clip(i) for i in range(16)]
 
 
-@speaks
+@needs_espeak
 def test_a_clip_is_a_pure_function_of_seed_split_and_index():
     first, again = Theatre(seed=1).clip(5), Theatre(seed=1).clip(5)
     for field in ("frames", "waveform", "face_mask", "aperture", "mouth_box"):
@@ -51,7 +48,7 @@ def test_a_clip_is_a_pure_function_of_seed_split_and_index():
         assert not np.array_equal(first.waveform, other.waveform)
 
 
-@speaks
+@needs_espeak
 @pytest.mark.parametrize(("frames", "size"), [(17, (64, 64)), (33, (128, 128)), (81, (160, 96))])
 def test_picture_and_sound_have_the_asked_size_and_length(frames, size):
     clip = Theatre(seed=4, frames=frames, size=size).clip(0)
@@ -64,7 +61,7 @@ def test_picture_and_sound_have_the_asked_size_and_length(frames, size):
     assert len(clip.transcript.split(". ")) == max(1, int(frames / 16 / 2.5))
 
 
-@speaks
+@needs_espeak
 def test_splits_share_no_face_and_no_sentence():
     train, held_out = Theatre(split="train"), Theatre(split="held-out")
 
@@ -90,7 +87,7 @@ def test_the_language_has_at_least_60_words_and_thousands_of_sentences():
     assert {len(text.split()) for text in texts} == {2, 3, 4, 5}
 
 
-@speaks
+@needs_espeak
 def test_every_sentence_is_spoken_to_its_end_inside_the_clip():
     theatre = Theatre(seed=5)
     for i in range(60):
@@ -101,7 +98,7 @@ def test_every_sentence_is_spoken_to_its_end_inside_the_clip():
         assert np.abs(speech.waveform[-60:]).max() < 0.1
 
 
-@speaks
+@needs_espeak
 def test_the_mouth_follows_the_loudness(held_out_clips):
     measured = [
         correlation(measure_aperture(c.frames), loudness_envelope(c.waveform, 33)) for c in held_out_clips
@@ -114,7 +111,7 @@ def test_the_mouth_follows_the_loudness(held_out_clips):
         assert 0.8 < np.percentile(measure_aperture(clip.frames), 95) < 1.25
 
 
-@speaks
+@needs_espeak
 def test_the_mouth_is_measured_through_blur_and_jpeg(held_out_clips):
     def worn(frame):
         _, data = cv2.imencode(".jpg", cv2.GaussianBlur(frame, (0, 0), 1.0), [cv2.IMWRITE_JPEG_QUALITY, 60])
@@ -127,7 +124,7 @@ def test_the_mouth_is_measured_through_blur_and_jpeg(held_out_clips):
     assert min(scores) > 0.9
 
 
-@speaks
+@needs_espeak
 def test_the_mouth_is_found_without_knowing_where_it_is(held_out_clips):
     for clip in held_out_clips[:8]:
         assert (
@@ -135,7 +132,7 @@ def test_the_mouth_is_found_without_knowing_where_it_is(held_out_clips):
         )
 
 
-@speaks
+@needs_espeak
 def test_clips_do_not_share_a_rhythm():
     theatre = Theatre(seed=6)
     curves = np.array([loudness_envelope(theatre.speech(i).waveform, 33) for i in range(80)])
@@ -143,7 +140,7 @@ def test_clips_do_not_share_a_rhythm():
     assert pairs.mean() < 0.2
 
 
-@speaks
+@needs_espeak
 def test_the_face_mask_is_the_face(held_out_clips):
     for clip in held_out_clips:
         for f in (0, 16, 32):
@@ -157,7 +154,7 @@ def test_the_face_mask_is_the_face(held_out_clips):
             assert (above_neck & mask[: int(y1)]).sum() > 0.1 * mask.sum()
 
 
-@speaks
+@needs_espeak
 def test_the_pitch_heard_is_the_pitch_told(held_out_clips):
     errors = [abs(measure_pitch(c.waveform) / c.pitch - 1) for c in held_out_clips]
     assert np.median(errors) < 0.03
@@ -185,7 +182,7 @@ def test_the_face_tells_the_voice():
     assert all(wider[1] < narrower[1] for narrower, wider in pairwise(young))
 
 
-@speaks
+@needs_espeak
 def test_a_given_voice_says_the_same_sentence_with_the_same_face():
     theatre = Theatre(seed=9)
     for i in range(4):
@@ -204,7 +201,7 @@ def test_a_given_voice_says_the_same_sentence_with_the_same_face():
         assert abs(measure_pitch(reference.waveform) / voice.pitch - 1) < 0.08
 
 
-@speaks
+@needs_espeak
 def test_the_caption_says_what_is_seen(held_out_clips):
     for clip in held_out_clips:
         assert clip.identity.person in clip.caption
@@ -212,7 +209,7 @@ def test_the_caption_says_what_is_seen(held_out_clips):
         assert clip.expression in clip.caption
 
 
-@speaks
+@needs_espeak
 def test_the_head_moves_as_the_caption_says():
     theatre = Theatre(seed=10)
     travel = {"still": [], "swaying": []}
@@ -243,8 +240,8 @@ def test_values_it_cannot_play_are_refused(wrong, message):
         Theatre(**wrong)
 
 
-@speaks
-@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed")
+@needs_espeak
+@needs_accelerate
 def test_the_embedded_model_is_made_from_nothing(tmp_path, monkeypatch):
     """The whole way with few steps and clips; what comes out loads and says which variant it is."""
     from uniavgen_core.pipeline import Pipeline, Weights

@@ -123,7 +123,8 @@ class Reader:
             given = getattr(options, file)
             if given and not Path(given).is_file():
                 if not (beside / given).is_file():
-                    raise UserError(f"{given}: no such file ({file}); it is looked for here and beside the list")
+                    expected = "it is looked for here and beside the list"
+                    raise UserError(f"{given}: no such file ({file}); {expected}")
                 setattr(options, file, str(beside / given))
         if not (options.text or "").strip():
             raise UserError("nothing to say: the row has no text")

@@ -30,9 +30,9 @@ from . import cast_ops
 from .data import Batches, Latents, needs_voice, seeded
 from .initialise import silence_scales
 from .loop import DTYPES, Preview, Run, fit, make_accelerator
-from .lora import GROUPS, add_lora, save_lora
+from .lora import add_lora, save_lora
 from .objective import ALONE, Batch, Objective, conditions, flow_loss, recompute_blocks
-from .recipe import Recipe, Stage
+from .recipe import GROUPS, Recipe, Stage
 
 EMBEDDINGS = ("guidance_embedding.", "guidance_embedding_audio.")
 
@@ -297,7 +297,7 @@ def train_distil(
                 "a LoRA cannot be told the scales: give one value for --s-v and --s-a and a model that is "
                 "not distilled, or leave out --rank"
             )
-        student = add_lora(load_model(base, dtype=DTYPES[dtype]), rank, rank, tuple(GROUPS), seed)
+        student = add_lora(load_model(base, dtype=DTYPES[dtype]), rank, rank, GROUPS, seed)
     if recompute:
         recompute_blocks(student)
     average = 1 - 10 / max(20, lesson.steps)

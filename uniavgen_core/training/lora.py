@@ -20,9 +20,8 @@ from .cast_ops import Linear
 from .data import Batches, Latents, save_atomically
 from .loop import DTYPES, Preview, Run, fit, make_accelerator
 from .objective import Objective, recompute_blocks
-from .recipe import Recipe, Stage
+from .recipe import GROUPS, Recipe, Stage, group_of
 
-GROUPS = {"video": "blocks", "audio": "audio_blocks", "a2v": "a2v_blocks", "v2a": "v2a_blocks"}
 PREFIX = "diffusion_model."
 
 
@@ -42,7 +41,7 @@ class LowRank(nn.Module):
 
 
 def add_lora(
-    model: DualBranchDiT, rank: int, alpha: float, groups: tuple[str, ...] = tuple(GROUPS), seed: int = 0
+    model: DualBranchDiT, rank: int, alpha: float, groups: tuple[str, ...] = GROUPS, seed: int = 0
 ) -> DualBranchDiT:
     """Freeze the model and put a `LowRank` around q, k, v, o and the feed-forward layers of `groups`.
 
@@ -57,12 +56,11 @@ def add_lora(
             f"LoRA rank is {rank} and alpha {alpha}; use a rank of at least 1 and a positive alpha"
         )
     model.requires_grad_(False)
-    blocks = "|".join(GROUPS[group] for group in groups)
-    target = re.compile(rf"({blocks})\.\d+\.((self_attn|cross_attn)\.)?([qkvo]|ffn\.[02])")
+    target = re.compile(r"\w*blocks\.\d+\.((self_attn|cross_attn)\.)?([qkvo]|ffn\.[02])")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for name, layer in list(model.named_modules()):
-            if target.fullmatch(name):
+            if target.fullmatch(name) and group_of(name) in groups:
                 parent, _, leaf = name.rpartition(".")
                 setattr(model.get_submodule(parent), leaf, LowRank(cast(nn.Linear, layer), rank, alpha))
     return model
@@ -71,7 +69,7 @@ def add_lora(
 def save_lora(state: dict[str, Tensor], path: Path, alpha: float) -> None:
     """Write the low-rank matrices of a model's state dict, whole or not at all."""
     low_rank = {name: value for name, value in state.items() if ".lora_" in name}
-    tensors = {PREFIX + name: value.float().contiguous() for name, value in low_rank.items()}
+    tensors = {PREFIX + name: value.float() for name, value in low_rank.items()}
     for name in low_rank:
         module, _, leaf = name.partition(".lora_")
         if leaf == "A.weight":
@@ -86,7 +84,7 @@ def train_lora(
     stage: Stage,
     rank: int = 16,
     alpha: float | None = None,
-    groups: tuple[str, ...] = tuple(GROUPS),
+    groups: tuple[str, ...] = GROUPS,
     seed: int = 0,
     dtype: str = "bf16",
     recompute: bool = True,
