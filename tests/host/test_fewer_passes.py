@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
-from test_golden_sampling import every_task
+from test_golden_sampling import beside_the_core
 from test_golden_sampling import sampled as guided_by
 from test_native import EXACT, SIZES, differences, pack, task_inputs  # noqa: F401
 
@@ -51,49 +49,18 @@ def test_the_guider_saves_as_the_core_alone_does(host, make_model, savings, task
     def module(name: str):
         return importlib.import_module(f"{host.__name__}.{name}")
 
-    core = make_model("released", seed=2)
-    config = module("uniavgen_core.model.config").Config(**vars(core.config))
-    own = module("uniavgen_core.model.dit").DualBranchDiT(config)
-    own.load_state_dict(core.state_dict())
-    model = module("nodes.host_model").build_patcher(core.state_dict(), config)
-    raw, normal = model.model.latent_format.process_out, model.model.latent_format.process_in
-    generator = torch.Generator().manual_seed(8)
-    captions = torch.randn(2, 1, 9, 64, generator=generator)
-    speeches = torch.randn(2, 1, 12, 32, generator=generator)
-    guiding, sampling = module("nodes.guiding"), module("uniavgen_core.sampling.sampler")
     saves = module("uniavgen_core.sampling.defaults").Savings(**SAVINGS[savings])
-    texts = [module("uniavgen_core.model.inputs").TextConditioning(*pair) for pair in zip(captions, speeches)]
-    given = every_task(module("uniavgen_core.conditioning"), "released")[task]
-    guidance, steps = guiding.guidance(3.0, 2.0, 0.5, 1), 24 if saves.cache else STEPS
-    wanted = sampling.sample(own, given, *texts, guidance, steps=steps, seed=9, savings=saves)
-    assert wanted.passes < 2 * steps
-
-    shown = replace(given, reference_image=raw(given.reference_image), clean_video=raw(given.clean_video))
-    speech = module("nodes.types").EncodedSpeech(*speeches, transcript=given.reference_mel is not None)
-    positive, negative, latent = (
-        module("nodes.tasks")
-        .conditioned(shown, task.split(" ")[0], [[captions[0], {}]], [[captions[1], {}]], speech)
-        .result
-    )
-    noise = given.noise(9)
-    nested = importlib.import_module("comfy.nested_tensor").NestedTensor
-    guider = guiding.MACFGGuider(model, guidance, savings=saves)
-    guider.set_conds(positive, negative)
+    steps = 24 if saves.cache else STEPS
+    both = beside_the_core(module, make_model("released", seed=2), task, steps, saves)
+    assert both.wanted.passes < 2 * steps
+    guider = module("nodes.guiding").MACFGGuider(both.model, both.run.guidance, savings=saves)
+    guider.set_conds(both.run.positive, both.run.negative)
     calls = []
-    hook = model.model.diffusion_model.register_forward_hook(lambda *_: calls.append(1))
-    made = guided_by(
-        None,
-        SimpleNamespace(
-            latent=latent,
-            noise=nested((noise[0], noise[1].transpose(1, 2))),
-            sigmas=sampling.schedule(steps) / 1000,
-        ),
-        guider=guider,
-    )
+    hook = both.model.model.diffusion_model.register_forward_hook(lambda *_: calls.append(1))
+    made = guided_by(both, both.run, guider=guider)
     hook.remove()
-    assert len(calls) == wanted.passes
-    for a, b in ((normal(made[0]), wanted.video), (made[1].transpose(1, 2), wanted.audio)):
-        assert (a - b).norm() / b.norm() < 1e-4
+    assert len(calls) == both.wanted.passes
+    assert max(both.differences(made)) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -119,43 +119,62 @@ def every_task(tasks, variant: str) -> dict:
     }
 
 
-@pytest.mark.parametrize("variant", ["released", "paper"])
-def test_every_task_samples_as_the_core_alone_does(golden, make_model, variant):
-    module = golden.module
-    core = make_model(variant, seed=2)
+def beside_the_core(module, core, name: str, steps: int, savings=None) -> SimpleNamespace:
+    """A task of `every_task` for the random weights of `core`.
+
+    `wanted`: as the core alone samples it; `run` and `model`: what `sampled` takes to do the same on the
+    host; `differences`: of its result to `wanted`.
+    """
     config = module("uniavgen_core.model.config").Config(**vars(core.config))
     own = module("uniavgen_core.model.dit").DualBranchDiT(config)
     own.load_state_dict(core.state_dict())
     model = module("nodes.host_model").build_patcher(core.state_dict(), config)
-    raw, normal = model.model.latent_format.process_out, model.model.latent_format.process_in
+    latent_format, sampling = model.model.latent_format, module("uniavgen_core.sampling.sampler")
+    nested = importlib.import_module("comfy.nested_tensor").NestedTensor
     generator = torch.Generator().manual_seed(8)
     captions = torch.randn(2, 1, 9, 64, generator=generator)
     speeches = torch.randn(2, 1, 12, 32, generator=generator)
-    guiding, sampling = module("nodes.guiding"), module("uniavgen_core.sampling.sampler")
-    nested = importlib.import_module("comfy.nested_tensor").NestedTensor
     texts = [module("uniavgen_core.model.inputs").TextConditioning(*pair) for pair in zip(captions, speeches)]
-    for name, task in every_task(module("uniavgen_core.conditioning"), variant).items():
-        wanted = sampling.sample(own, task, *texts, guiding.guidance(3.0, 2.0, 0.5, 1), steps=4, seed=9)
-        given = replace(task, reference_image=raw(task.reference_image), clean_video=raw(task.clean_video))
-        speech = module("nodes.types").EncodedSpeech(*speeches, transcript=task.reference_mel is not None)
-        mode = name.split(" ")[0]
-        positive, negative, latent = (
-            module("nodes.tasks")
-            .conditioned(given, mode, [[captions[0], {}]], [[captions[1], {}]], speech)
-            .result
+    task = every_task(module("uniavgen_core.conditioning"), config.variant)[name]
+    guidance = module("nodes.guiding").guidance(3.0, 2.0, 0.5, 1)
+    savings = savings or module("uniavgen_core.sampling.defaults").Savings()
+    wanted = sampling.sample(own, task, *texts, guidance, steps=steps, seed=9, savings=savings)
+
+    image, clip = map(latent_format.process_out, (task.reference_image, task.clean_video))
+    positive, negative, latent = (
+        module("nodes.tasks")
+        .conditioned(
+            replace(task, reference_image=image, clean_video=clip),
+            name.split(" ")[0],
+            *([[states, {}]] for states in captions),
+            module("nodes.types").EncodedSpeech(*speeches, transcript=task.reference_mel is not None),
         )
-        noise = task.noise(9)
-        run = SimpleNamespace(
-            positive=positive,
-            negative=negative,
-            latent=latent,
-            noise=nested((noise[0], noise[1].transpose(1, 2))),
-            guidance=guiding.guidance(3.0, 2.0, 0.5, 1),
-            sigmas=sampling.schedule(4) / 1000,
-        )
-        made = sampled(SimpleNamespace(module=module, model=model), run)
-        for a, b in ((normal(made[0]), wanted.video), (made[1].transpose(1, 2), wanted.audio)):
-            assert (a - b).norm() / b.norm() < 1e-4, name
+        .result
+    )
+    noise = task.noise(9)
+    run = SimpleNamespace(
+        positive=positive,
+        negative=negative,
+        latent=latent,
+        noise=nested((noise[0], noise[1].transpose(1, 2))),
+        guidance=guidance,
+        sigmas=sampling.schedule(steps) / 1000,
+    )
+
+    def differences(made) -> list[float]:
+        video, audio = latent_format.process_in(made[0]), made[1].transpose(1, 2)
+        pairs = ((video, wanted.video), (audio, wanted.audio))
+        return [float((a - b).norm() / b.norm()) for a, b in pairs]
+
+    return SimpleNamespace(module=module, wanted=wanted, run=run, model=model, differences=differences)
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_every_task_samples_as_the_core_alone_does(golden, make_model, variant):
+    core = make_model(variant, seed=2)
+    for name in every_task(golden.module("uniavgen_core.conditioning"), variant):
+        both = beside_the_core(golden.module, core, name, steps=4)
+        assert max(both.differences(sampled(both, both.run))) < 1e-4, name
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
