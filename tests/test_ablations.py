@@ -277,8 +277,8 @@ def test_the_report_has_a_table_a_figure_and_verdicts(study):
     table = write_report(made.out)
     assert "| the paper's asymmetric | 0.400 [" in table
     assert "| supervised, decaying | 0.300 [" in table
-    assert "| the paper's asymmetric before symmetric, time-aligned | the paper |" in table
-    assert "undecided" in table
+    assert "| the paper's asymmetric before symmetric, time-aligned, by the paper | undecided: " in table
+    assert "| supervised, decaying before supervised, fixed, by the paper | " in table
     assert (made.out / "ablations.svg").read_text().startswith("<svg")
     assert json.loads((made.out / "ablations.json").read_text())["about"]["seeds"] == [0, 1]
 

@@ -70,11 +70,12 @@ ARMS: Mapping[str, Arm] = {
 """Arm "paper" has the decaying supervision of the face mask and stands in both of the first groups."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "interaction": ("none", "global", "symmetric", "paper", "released", "aligned"),
+    "interaction": ("none", "global", "symmetric", "released", "aligned", "paper"),
     "face mask": ("no-mask", "unsupervised", "fixed", "paper"),
     "tasks": ("joint-alone", "together"),
     "guidance": ("no-guidance", "cfg", "ma-cfg"),
 }
+"""The last arm of a group is the one that the figure compares the others with."""
 
 
 class Measure(NamedTuple):

@@ -1,10 +1,11 @@
-"""The table, the verdicts and the figure of a study."""
+"""The tables, the verdicts and the figure of a study."""
 
 from __future__ import annotations
 
-import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from ...atomic import write_text
 from ...errors import UserError
 from ..evaluation.metrics import RESAMPLES
+from ..evaluation.report import svg
 from .arms import ARMS, CLAIMS, GROUPS, MEASURES, SHOWN
 from .study import read_study
 
@@ -47,6 +49,11 @@ def _table(chosen: dict[tuple[int, int], float]) -> np.ndarray | None:
     return np.array([[chosen[seed, clip] for clip in clips] for seed in seeds])
 
 
+def _difference(a: dict[tuple[int, int], float], b: dict[tuple[int, int], float]) -> np.ndarray | None:
+    """`a - b`, `[seeds, clips]` of what both have."""
+    return _table({key: a[key] - b[key] for key in a.keys() & b.keys()})
+
+
 def summary(found: Found) -> dict[str, dict[str, Estimate]]:
     """Every measure of every arm."""
     tables = {arm: {m: _table(values(found, arm, m)) for m in MEASURES} for arm in found}
@@ -66,10 +73,10 @@ def verdicts(found: Found) -> list[dict]:
         for measure in claim.measures:
             a, b = (values(found, arm, measure) for arm in (claim.better, claim.worse))
             sign = MEASURES[measure].better
-            table = _table({key: sign * (a[key] - b[key]) for key in a.keys() & b.keys()})
+            table = _difference(a, b)
             if table is None:
                 continue
-            size, low, high = estimate(table)
+            size, low, high = estimate(sign * table)
             verdict = "found" if low > 0 else "not found" if high < 0 else "undecided"
             said.append(
                 {
@@ -99,35 +106,47 @@ def write_report(out: Path) -> str:
     table = markdown(arms, said)
     write_text(out / "ablations.json", json.dumps({"about": about, "arms": arms, "claims": said}, indent=2))
     write_text(out / "table.md", table)
-    write_text(out / "ablations.svg", figure(arms))
+    write_text(out / "ablations.svg", figure(found))
     return table
 
 
-def _cell(found: Estimate | None) -> str:
-    return "" if found is None else "{:.3f} [{:.3f}, {:.3f}]".format(*found)
-
-
 def markdown(arms: dict[str, dict[str, Estimate]], said: list[dict]) -> str:
-    """A table a group, and one of the verdicts."""
+    """For each group what its arms measured, and what that says of its claims."""
     parts = []
     for group, names in GROUPS.items():
         shown = [m for m in SHOWN[group] if any(m in arms.get(name, {}) for name in names)]
-        if not shown:
-            continue
-        lines = [f"| {group} | " + " | ".join(MEASURES[m].title for m in shown) + " |"]
-        lines.append("|---" * (len(shown) + 1) + "|")
-        for name in names:
-            if name in arms:
-                cells = (_cell(arms[name].get(m)) for m in shown)
-                lines.append(f"| {title(group, name)} | " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
-    lines = ["| expected | by | measure | difference towards it | verdict |", "|---|---|---|---|---|"]
-    for row in said:
-        pair = f"{ARMS[row['better']].title} before {ARMS[row['worse']].title}"
-        size = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*row["difference"])
-        by = "us" if row["ours"] else "the paper"
-        lines.append(f"| {pair} | {by} | {MEASURES[row['measure']].title} | {size} | {row['verdict']} |")
-    return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
+        if shown:
+            rows = {name: arms[name] for name in names if name in arms}
+            titled = {title(group, name): row for name, row in rows.items()}
+            parts.append(_lines(group, shown, titled, _cell))
+        claims: dict[str, dict[str, dict]] = {}
+        for row in said:
+            if ARMS[row["worse"]].group == group:
+                pair = f"{title(group, row['better'])} before {title(group, row['worse'])}"
+                by = "by us" if row["ours"] else "by the paper"
+                claims.setdefault(f"{pair}, {by}", {})[row["measure"]] = row
+        if claims:
+            measured = [m for m in SHOWN[group] if any(m in row for row in claims.values())]
+            parts.append(_lines("expected: difference towards it", measured, claims, _verdict))
+    return "\n\n".join(parts) + "\n"
+
+
+def _lines(head: str, measures: list[str], rows: Mapping[str, Mapping[str, Any]], cell) -> str:
+    """A table with a column for each measure."""
+    lines = [f"| {head} | " + " | ".join(MEASURES[m].title for m in measures) + " |"]
+    lines.append("|---" * (len(measures) + 1) + "|")
+    for name, row in rows.items():
+        cells = (cell(row[m]) if m in row else "" for m in measures)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(found: Estimate) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*found)
+
+
+def _verdict(row: dict) -> str:
+    return "{}: {:+.3f} [{:+.3f}, {:+.3f}]".format(row["verdict"], *row["difference"])
 
 
 def title(group: str, arm: str) -> str:
@@ -135,33 +154,37 @@ def title(group: str, arm: str) -> str:
     return "supervised, decaying" if (group, arm) == ("face mask", "paper") else ARMS[arm].title
 
 
-def figure(arms: dict[str, dict[str, Estimate]]) -> str:
-    """Every group's measures with their intervals, a row a group, as SVG."""
+def figure(found: Found) -> str:
+    """Paired differences of arms to the last one of their group, with 95 % intervals: SVG, a row a group."""
     shown = {
-        group: [m for m in SHOWN[group] if any(m in arms.get(name, {}) for name in names)]
-        for group, names in GROUPS.items()
+        group: [m for m in SHOWN[group] if values(found, names[-1], m)] for group, names in GROUPS.items()
     }
     shown = {group: measures for group, measures in shown.items() if measures}
-    columns = max(map(len, shown.values()))
-    picture = Figure((3.2 * columns, 2.1 * len(shown)), layout="constrained")
-    grid = picture.subplots(len(shown), columns, squeeze=False)
+    columns = max(map(len, shown.values()), default=1)
+    picture = Figure((2.9 * columns, 2.0 * max(1, len(shown))), layout="constrained")
+    grid = picture.subplots(max(1, len(shown)), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
     for row, (group, measures) in zip(grid, shown.items()):
-        names = [name for name in GROUPS[group] if name in arms]
-        for axes, measure in zip(row, [*measures, *[None] * (columns - len(measures))]):
-            if measure is None:
-                axes.set_axis_off()
-                continue
-            there = [(i, arms[name][measure]) for i, name in enumerate(names) if measure in arms[name]]
-            places = [i for i, _ in there]
-            middle, low, high = np.array([found for _, found in there]).T
-            axes.errorbar(middle, places, xerr=(middle - low, high - middle), fmt="o", color="#1b6ca8")
-            axes.set_yticks(range(len(names)), [title(group, name) for name in names], fontsize=7)
+        names, last = [name for name in GROUPS[group] if name in found], GROUPS[group][-1]
+        for axes, measure in zip(row, measures):
+            axes.set_axis_on()
+            reference = values(found, last, measure)
+            for place, name in enumerate(names):
+                table = _difference(values(found, name, measure), reference)
+                if table is not None:
+                    middle, low, high = estimate(table)
+                    error = [[middle - low], [high - middle]]
+                    axes.errorbar(middle, place, xerr=error, fmt="o", color="#1b6ca8")
+            labels = [title(group, name) for name in names] if axes is row[0] else [""] * len(names)
+            axes.set_yticks(range(len(names)), labels, fontsize=7)
+            axes.axvline(0, color="#888888", linewidth=0.8)
             axes.tick_params(axis="x", labelsize=7)
             axes.set_ylim(len(names) - 0.5, -0.5)
             axes.grid(axis="x", color="#e5e5e5")
-            towards = "more is better" if MEASURES[measure].better > 0 else "less is better"
-            axes.set_title(f"{MEASURES[measure].title}\n({towards})", fontsize=7)
-    file = io.StringIO()
-    picture.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :]
+            better = "more" if MEASURES[measure].better > 0 else "less"
+            middle = np.mean(list(reference.values()))
+            axes.set_title(
+                f"{MEASURES[measure].title}\ndifference to {middle:.2f} ({better} is better)", fontsize=7
+            )
+    return svg(picture)
