@@ -53,7 +53,7 @@ _NEAR_NOISE: dict[str, tuple[float, ...]] = {
     "joint": (4.0,),
 }
 """Time shifts: near noise the other branch decides."""
-_aligned = partial(Stage, mask_weight=(0.1, 0.1), shift=3.0, task_shifts=_NEAR_NOISE)
+_aligned = partial(Stage, mask_weight=(0.3, 0.3), shift=3.0, task_shifts=_NEAR_NOISE)
 
 ALIGNED = replace(
     EMBEDDED,
@@ -74,13 +74,15 @@ ALIGNED = replace(
         ),
         _aligned(
             "4-hearing",
-            1000,
+            1160,
             8,
             2e-4,
-            {"audio-driven": 4.0, "joint": 3.0, "continuation": 1.0, "edit": 1.0},
+            {"audio-driven": 4.0, "joint": 3.5, "continuation": 1.0, "edit": 1.0, "reference-voice": 0.3},
             warmup=20,
-            decay=0.5,
-            interaction_rate=1e-3,
+            decay=0.7,
+            shift=2.0,
+            task_shifts={"audio-driven": (10.0, 2.0), "joint": (4.0, 2.0)},
+            interaction_rate=5e-4,
             seam=4.0,
             groups=("video", "a2v"),
         ),
