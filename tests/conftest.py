@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,11 @@ from uniavgen_core.model.inputs import (  # noqa: E402
     TextConditioning,
     Velocity,
 )
+
+needs_accelerate = pytest.mark.skipif(
+    importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed"
+)
+needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

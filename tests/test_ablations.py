@@ -13,8 +13,8 @@ import torch
 pytest.importorskip("cv2", reason="OpenCV is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
-from conftest import forward, inputs, randomise
-from test_training import caption_states, needs_espeak, random_sample
+from conftest import forward, inputs, needs_espeak, randomise
+from test_training import caption_states, random_sample
 
 from uniavgen_core.cli import main
 from uniavgen_core.errors import UserError

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
 import torch
-from conftest import forward, inputs, randomise
+from conftest import forward, inputs, needs_accelerate, randomise
 from test_training import caption_states, random_sample
 
 from uniavgen_core.cli import main
@@ -33,9 +32,6 @@ from uniavgen_core.weights.checkpoint import load_model
 from uniavgen_core.weights.convert import save_checkpoint
 
 SIZES = {"caption_dim": 16, "patch": (1, 1)}
-needs_accelerate = pytest.mark.skipif(
-    importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed"
-)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """A length proposed for a text, and texts that do not fit their clip."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 from clips import uniavgen
+from conftest import needs_espeak
 
 from uniavgen_core.conditioning import FPS, MAX_FRAMES
 from uniavgen_core.duration import LETTERS_PER_SECOND, ROOM, frames_for_text, speech_seconds, too_long
@@ -41,7 +41,7 @@ def test_a_text_that_fits_its_proposal_is_not_told_and_twice_of_it_is():
     assert "frames" not in too_long(f"{text} {text}", frames, fixed=True)
 
 
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+@needs_espeak
 def test_the_proposal_holds_what_the_theatre_says_at_its_pace():
     for text in (
         "we see",

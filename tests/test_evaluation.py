@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 
 pytest.importorskip("cv2", reason="OpenCV is not installed")
 
-from conftest import randomise
+from conftest import needs_espeak, randomise
 
 from uniavgen_core.cli import main
 from uniavgen_core.errors import UserError
@@ -55,7 +54,7 @@ from uniavgen_core.theatre.evaluation.vocoders import judge
 
 GUIDANCE = Guidance(2.0, 2.0, 1.0, ())
 
-pytestmark = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+pytestmark = needs_espeak
 
 
 class HumVocoder(torch.nn.Module):

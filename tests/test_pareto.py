@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 pytest.importorskip("cv2", reason="OpenCV is not installed")
 
+from conftest import needs_espeak
 from test_evaluation import evaluation, parts, theatre  # noqa: F401
 
 from uniavgen_core.errors import UserError
@@ -20,8 +19,6 @@ from uniavgen_core.theatre.evaluation.pareto import (
     summary,
     table,
 )
-
-needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 
 
 def row(index: int, way: str, sync: float, errors: int, passes: int = 32) -> dict:

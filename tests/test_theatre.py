@@ -5,7 +5,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
-from test_training import needs_accelerate, needs_espeak
+from conftest import needs_accelerate, needs_espeak
 
 from uniavgen_core.errors import UserError
 from uniavgen_core.theatre import drawing, voices

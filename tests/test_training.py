@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import forward
+from conftest import forward, needs_accelerate, needs_espeak
 from safetensors.torch import load_file
 
 from uniavgen_core.cli import main
@@ -62,11 +61,7 @@ SIZES = Config(
     patch=(1, 1),
 )
 
-needs_accelerate = pytest.mark.skipif(
-    importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed"
-)
 needs_opencv = pytest.mark.skipif(importlib.util.find_spec("cv2") is None, reason="OpenCV is not installed")
-needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 
 
 def random_sample(index: int, frames: int = 5, side: int = 2, mels: int = 106) -> Sample:

@@ -25,16 +25,16 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from .atomic import replacing
 from .conditioning import FPS, Anew, Plan, Span, mel_frames, video_frames
 from .duration import HASTE, frames_for_text, speech_seconds
 from .errors import UserError
 from .media.mel import HOP, LATENT_MEAN, LATENT_STD, LOG_FLOOR, REFERENCE_SILENCE, SAMPLE_RATE
 from .media.vae import TEMPORAL
 from .sampling.defaults import SamplingDefaults
+from .weights.write import save_tensors
 
 EASE = 5  # mel frames, 50 ms
 MAX_LINES = 1000
@@ -302,8 +302,7 @@ class Folder:
             return None
 
     def put(self, key: str, part: Part) -> None:
-        with replacing(self._file(key)) as file:
-            save_file({name: x.contiguous() for name, x in part._asdict().items()}, file)
+        save_tensors(part._asdict(), self._file(key))
 
 
 def decode_audio(decode: Callable[[Tensor], Tensor], audio: Tensor, tile: int = AUDIO_TILE) -> Tensor:

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import conditioning
-from ..atomic import replacing, write_text
+from ..atomic import write_text
 from ..errors import UserError
 from ..media.files import to_float
 from ..media.speech import FILLER, null_symbol_ids, symbol_ids
 from ..media.vae import SPATIAL, TEMPORAL
+from ..weights.write import save_tensors
 from .objective import ALONE, VOICE_ALONE, Batch, draw_time
 from .recipe import Schedule, Stage
 
@@ -127,7 +127,7 @@ def prepare(
     if file.exists() and json.loads(file.read_text())["about"] != about:
         raise UserError(f"{folder} holds other clips; choose another folder")
     if encode_caption is not None:
-        save_atomically({"states": encode_caption([""])[0].half()}, folder / "null_caption.safetensors")
+        save_tensors({"states": encode_caption([""])[0].half()}, folder / "null_caption.safetensors")
     for shard in range(part[0], -(-count // PER_SHARD), part[1]):
         indices = range(shard * PER_SHARD, min(count, (shard + 1) * PER_SHARD))
         path = _shard(folder, shard, len(indices))
@@ -144,15 +144,9 @@ def prepare(
                     tensors[f"{len(texts)}.{name}"] = value.half()
             texts.append({name: getattr(item, name) for name in Sample.TEXTS})
             on_clip(i + 1, count)
-        save_atomically(tensors, path, {"clips": json.dumps(texts)})
+        save_tensors(tensors, path, {"clips": json.dumps(texts)})
     write_text(file, json.dumps(manifest))
     return Latents(folder)
-
-
-def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file that appears only when it is whole."""
-    with replacing(path) as part:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
 
 
 def _shard(folder: Path, number: int, clips: int) -> Path:

@@ -32,7 +32,7 @@ from .initialise import silence_scales
 from .loop import DTYPES, Preview, Run, fit, make_accelerator
 from .lora import add_lora, save_lora
 from .objective import ALONE, Batch, Objective, conditions, flow_loss, recompute_blocks
-from .recipe import GROUPS, Recipe, Stage
+from .recipe import Recipe, Stage
 
 EMBEDDINGS = ("guidance_embedding.", "guidance_embedding_audio.")
 
@@ -297,7 +297,7 @@ def train_distil(
                 "a LoRA cannot be told the scales: give one value for --s-v and --s-a and a model that is "
                 "not distilled, or leave out --rank"
             )
-        student = add_lora(load_model(base, dtype=DTYPES[dtype]), rank, rank, GROUPS, seed)
+        student = add_lora(load_model(base, dtype=DTYPES[dtype]), rank, rank, seed=seed)
     if recompute:
         recompute_blocks(student)
     average = 1 - 10 / max(20, lesson.steps)

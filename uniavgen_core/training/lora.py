@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..model.dit import DualBranchDiT
 from ..weights.checkpoint import load_model
+from ..weights.write import save_tensors
 from .cast_ops import Linear
-from .data import Batches, Latents, save_atomically
+from .data import Batches, Latents
 from .loop import DTYPES, Preview, Run, fit, make_accelerator
 from .objective import Objective, recompute_blocks
 from .recipe import GROUPS, Recipe, Stage, group_of
@@ -74,7 +75,7 @@ def save_lora(state: dict[str, Tensor], path: Path, alpha: float) -> None:
         module, _, leaf = name.partition(".lora_")
         if leaf == "A.weight":
             tensors[f"{PREFIX}{module}.alpha"] = torch.tensor(float(alpha))
-    save_atomically(tensors, path, {"format": "pt"})
+    save_tensors(tensors, path, {"format": "pt"})
 
 
 def train_lora(

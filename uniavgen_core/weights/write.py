@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic import replacing
@@ -120,6 +121,12 @@ def check_target(path: Path, layout: Mapping[str, Entry]) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < size:
         raise _disk_full(path, size, free)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file of tensors at hand that appears only when it is whole."""
+    with replacing(path) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
 
 
 def write_tensors(

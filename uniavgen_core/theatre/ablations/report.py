@@ -116,9 +116,8 @@ def markdown(arms: dict[str, dict[str, Estimate]], said: list[dict]) -> str:
     for group, names in GROUPS.items():
         shown = [m for m in SHOWN[group] if any(m in arms.get(name, {}) for name in names)]
         if shown:
-            rows = {name: arms[name] for name in names if name in arms}
-            titled = {title(group, name): row for name, row in rows.items()}
-            parts.append(_lines(group, shown, titled, _cell))
+            rows = {title(group, name): arms[name] for name in names if name in arms}
+            parts.append(_lines(group, shown, rows, _cell))
         claims: dict[str, dict[str, dict]] = {}
         for row in said:
             if ARMS[row["worse"]].group == group:

@@ -24,11 +24,12 @@ from ...model.dit import DualBranchDiT
 from ...pipeline import Pipeline
 from ...sampling.defaults import Guidance
 from ...training import cast_ops
-from ...training.data import Latents, save_atomically
+from ...training.data import Latents
 from ...training.initialise import initialise
 from ...training.loop import Run, fit, make_accelerator
 from ...training.objective import Batch
 from ...training.recipe import Recipe
+from ...weights.write import save_tensors
 from ..clips import Theatre
 from ..evaluation.metrics import mask_iou, measure
 from ..evaluation.recogniser import Recogniser, word_errors, words
@@ -208,7 +209,7 @@ class Study:
         file = self.out / "kept" / f"{name}.safetensors"
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
-            save_atomically(make(), file)
+            save_tensors(make(), file)
         return load_file(file)
 
     @staticmethod

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...sampling.defaults import Savings
-from ...training.data import save_atomically
+from ...weights.write import save_tensors
 from ..clips import measure_aperture
 from .metrics import Face, amplitude, interval, mean, measure, ratio
 from .recogniser import word_errors, words
@@ -89,7 +89,7 @@ def _rows(evaluation: Evaluation, name: str, indices: list[int]) -> list[dict]:
         found = {"video": clip.video, "audio": clip.audio}
         if name == EXACT:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_atomically(found, file)
+            save_tensors(found, file)
         exact = load_file(file)
         measured, true = measure(clip.frames, clip.waveform), example.clip
         row = {

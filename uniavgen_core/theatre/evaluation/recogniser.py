@@ -21,8 +21,9 @@ from ...atomic import replacing
 from ...errors import UserError
 from ...media.mel import MEL_BANDS, log_mel
 from ...media.vocoder import GriffinLim
-from ...training.data import save_atomically, seeded
+from ...training.data import seeded
 from ...vocabulary import VOCABULARY, words
+from ...weights.write import save_tensors
 from ..clips import Theatre
 
 EMBEDDED_FILE = Path(__file__).parents[2] / "embedded_model" / "recogniser.safetensors"
@@ -97,7 +98,7 @@ def save_recogniser(model: Recogniser, path: Path, about: dict) -> None:
         "words": json.dumps(VOCABULARY),
         "about": json.dumps(about),
     }
-    save_atomically({name: tensor.half() for name, tensor in model.state_dict().items()}, path, metadata)
+    save_tensors({name: tensor.half() for name, tensor in model.state_dict().items()}, path, metadata)
 
 
 def load_recogniser(path: str | Path = EMBEDDED_FILE) -> Recogniser:
@@ -252,7 +253,7 @@ def _corpus(
             mels = log_mel(torch.stack([torch.from_numpy(speech.waveform) for speech in said]))
             again = torch.cat([log_mel(vocoder(part)) for part in mels[::VOCODED].split(10)])
             tensors = {"clean": mels.half(), "vocoded": again.half()}
-            save_atomically(tensors, path, {"texts": json.dumps([speech.transcript for speech in said])})
+            save_tensors(tensors, path, {"texts": json.dumps([speech.transcript for speech in said])})
         with safe_open(path, "pt") as file:
             clean.append(file.get_tensor("clean"))
             vocoded.append(file.get_tensor("vocoded"))
