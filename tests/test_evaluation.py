@@ -278,6 +278,11 @@ def test_the_report_shows_runs_clips_and_curves(evaluation):
     assert metrics["runs"]["truth"]["sync"][0] > 0.9 > metrics["runs"]["mismatched"]["sync"][0]
     assert metrics["runs"]["truth"]["face_known"][0] == 1
     assert 0 <= metrics["runs"]["face-mask"]["mask_iou"][0] <= 1
+    moved = metrics["by_motion"]["truth"]
+    assert set(moved) == {clip.motion for clip in map(evaluation.theatre.clip, range(evaluation.clips))}
+    assert sum(values["clips"] for values in moved.values()) == evaluation.clips
+    assert min(values["sync"][0] for values in moved.values()) > 0.9
+    assert "face-mask" not in metrics["by_motion"]
     page = (evaluation.out / "index.html").read_text()
     assert 'src="clips/truth-0.mp4"' in page
     assert "truth-1.mp4" not in page

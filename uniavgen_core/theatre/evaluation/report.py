@@ -74,6 +74,12 @@ def summary(rows: list[dict]) -> dict:
     return values
 
 
+def by_motion(rows: list[dict]) -> dict[str, dict]:
+    """The `summary` of the clips of each motion of the head; empty where rows do not name it."""
+    motions = sorted({row["motion"] for row in rows if "motion" in row})
+    return {motion: summary([row for row in rows if row.get("motion") == motion]) for motion in motions}
+
+
 def rounded(estimate: Estimate) -> list[float]:
     return [round(x, 4) for x in estimate]
 
@@ -106,6 +112,8 @@ def write_report(out: Path) -> dict:
         raise UserError(f"{out}: holds no results; run `uniavgen eval run --out {out}` first")
     runs = {name: summary(rows) for name, (_, rows) in files.items()}
     metrics = {"about": next((a for a, _ in files.values()), about), "runs": runs}
+    parts = {name: by_motion(rows) for name, (_, rows) in files.items()}
+    metrics["by_motion"] = {name: values for name, values in parts.items() if values}
     if points:
         metrics["grid"] = grid_summary(points)
         metrics["best"] = max(metrics["grid"], key=lambda point: point["score"])
@@ -147,6 +155,13 @@ def page(metrics: dict, rows: dict[str, list[dict]]) -> str:
             for name, values in metrics["runs"].items()
             if "sync_at_lag" in values
         }
+        moved = {
+            f"{run}, {motion}": values
+            for run, motions in metrics["by_motion"].items()
+            for motion, values in motions.items()
+        }
+        if moved:
+            parts += [f'<h2>By the motion of the head</h2><div class="wide">{_html_table(moved)}</div>']
         parts += ["<h2>Sync r where the video is shifted by so many frames</h2>", lag_figure(curves)]
     if "grid" in metrics:
         best = metrics["best"]

@@ -153,7 +153,7 @@ class Evaluation:
         anew = conditioning.example_span(mode if task else "continuation", *lengths)
         seam_frame, n_a = conditioning.video_frames(anew.video.start), anew.audio.start
         first = seam_frame if task and task.anew == "rest" else 0
-        row = {"index": index, "said": clip.transcript, "heard": heard}
+        row = {"index": index, "motion": clip.motion, "said": clip.transcript, "heard": heard}
         row |= measure(made.frames, made.waveform, first)
         if task is None or task.audio != "all":
             row |= {"words": len(words(clip.transcript)), "errors": word_errors(clip.transcript, heard)}
