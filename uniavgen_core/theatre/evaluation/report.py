@@ -112,8 +112,8 @@ def write_report(out: Path) -> dict:
         raise UserError(f"{out}: holds no results; run `uniavgen eval run --out {out}` first")
     runs = {name: summary(rows) for name, (_, rows) in files.items()}
     metrics = {"about": next((a for a, _ in files.values()), about), "runs": runs}
-    parts = {name: by_motion(rows) for name, (_, rows) in files.items()}
-    metrics["by_motion"] = {name: values for name, values in parts.items() if values}
+    moved = {name: by_motion(rows) for name, (_, rows) in files.items()}
+    metrics["by_motion"] = {name: motions for name, motions in moved.items() if motions}
     if points:
         metrics["grid"] = grid_summary(points)
         metrics["best"] = max(metrics["grid"], key=lambda point: point["score"])
@@ -150,11 +150,6 @@ def page(metrics: dict, rows: dict[str, list[dict]]) -> str:
     if metrics["runs"]:
         parts += [f'<div class="wide">{_html_table(metrics["runs"])}</div>']
         parts += ["<ul>", *(f"<li>{html.escape(note)}</li>" for note in NOTES), "</ul>"]
-        curves = {
-            name: list(values["sync_at_lag"].values())
-            for name, values in metrics["runs"].items()
-            if "sync_at_lag" in values
-        }
         moved = {
             f"{run}, {motion}": values
             for run, motions in metrics["by_motion"].items()
@@ -162,6 +157,11 @@ def page(metrics: dict, rows: dict[str, list[dict]]) -> str:
         }
         if moved:
             parts += [f'<h2>By the motion of the head</h2><div class="wide">{_html_table(moved)}</div>']
+        curves = {
+            name: list(values["sync_at_lag"].values())
+            for name, values in metrics["runs"].items()
+            if "sync_at_lag" in values
+        }
         parts += ["<h2>Sync r where the video is shifted by so many frames</h2>", lag_figure(curves)]
     if "grid" in metrics:
         best = metrics["best"]
