@@ -28,7 +28,6 @@ from .model.dit import DualBranchDiT
 from .model.inputs import TextConditioning
 from .modes import ALL, MODES
 from .sampling.defaults import Guidance, SamplingDefaults, Savings, find_preset
-from .sampling.guidance import speech_features
 from .sampling.sampler import Sample, sample, schedule
 from .sampling.takes import take_paths, take_seed
 from .weights.checkpoint import load_model
@@ -561,7 +560,7 @@ class Pipeline:
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=speech.FILLER)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         with self.model.used() as model:
-            return speech_features(model.text_embedding, padded.to(self.device), lengths), lengths
+            return model.text_embedding(padded.to(self.device), lengths), lengths
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """uint8 `[F, H, W, 3]` -> normalised latent `[1, C, T, H/16, W/16]` on the device."""

@@ -17,8 +17,9 @@ class GlobalResponseNorm(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, 1, dim, **factory))
         self.beta = nn.Parameter(torch.zeros(1, 1, dim, **factory))
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, N, D]
-        norm = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True)
+    def forward(self, x: Tensor, there: Tensor | None = None) -> Tensor:  # [B, N, D], bool [B, N, 1]
+        counted = x.float() if there is None else x.float() * there
+        norm = torch.linalg.vector_norm(counted, dim=1, keepdim=True)
         norm = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
         return (self.gamma.to(norm) * (x * norm) + self.beta.to(norm) + x).to(x.dtype)
 
@@ -34,9 +35,9 @@ class ConvNeXtV2Block(nn.Module):
         self.grn = GlobalResponseNorm(2 * dim, **factory)
         self.pwconv2 = ops.Linear(2 * dim, dim, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, N, D]
+    def forward(self, x: Tensor, there: Tensor | None = None) -> Tensor:  # [B, N, D], bool [B, N, 1]
         y = self.norm(self.dwconv(x.transpose(1, 2)).transpose(1, 2))
-        return x + self.pwconv2(self.grn(F.gelu(self.pwconv1(y))))
+        return x + self.pwconv2(self.grn(F.gelu(self.pwconv1(y)), there))
 
 
 class SpeechEncoder(nn.Module):
@@ -52,16 +53,25 @@ class SpeechEncoder(nn.Module):
         self.text_embed = ops.Embedding(vocab + 1, dim, **factory)
         self.text_blocks = nn.ModuleList(ConvNeXtV2Block(dim, ops, **factory) for _ in range(layers))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Raises ValueError for ids outside -1..vocab-1."""
+    def forward(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """With `lengths` `[B]` each text ends there, as if it were encoded alone; features after it are 0.
+
+        Raises:
+            ValueError: ids outside -1..vocab-1.
+        """
         low, high = int(ids.min()), int(ids.max())
         if low < FILLER or high >= self.vocab:
             raise ValueError(f"symbol ids span {low}..{high}, expected {FILLER}..{self.vocab - 1}")
-        filler = (ids == FILLER).unsqueeze(-1)
+        silent = (ids == FILLER).unsqueeze(-1)
+        there = None
+        if lengths is not None:
+            places = torch.arange(ids.shape[1], device=ids.device)
+            there = (places < lengths.to(ids.device)[:, None]).unsqueeze(-1)
+            silent = silent | ~there
         x = self.text_embed(ids + 1)
-        x = (x + _positions(*x.shape[1:], device=x.device).to(x.dtype)).masked_fill(filler, 0)
+        x = (x + _positions(*x.shape[1:], device=x.device).to(x.dtype)).masked_fill(silent, 0)
         for block in self.text_blocks:
-            x = block(x).masked_fill(filler, 0)
+            x = block(x, there).masked_fill(silent, 0)
         return x
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..conditioning import Task
 from ..model.cache import Cache
@@ -21,17 +19,6 @@ from .passes import Passes
 def mix(null: Tensor, full: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance: `null + scale (full - null)`."""
     return null + scale * (full - null)
-
-
-def speech_features(encoder: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
-    """Padded symbol ids `[B, N]` -> features `[B, N, speech_dim]`; each text is encoded at its own length."""
-    features = []
-    for length in lengths.unique().tolist():
-        rows = (lengths == length).nonzero()[:, 0]
-        encoded = encoder(ids[rows, :length])
-        features.append((rows, F.pad(encoded, (0, 0, 0, ids.shape[1] - length))))
-    order = torch.cat([rows for rows, _ in features]).argsort()
-    return torch.cat([encoded for _, encoded in features])[order]
 
 
 RunPasses = Callable[[list[Callable[[], Velocity]]], list[Velocity]]

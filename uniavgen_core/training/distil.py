@@ -22,7 +22,7 @@ from ..media.speech import FILLER, null_symbol_ids
 from ..model.dit import DualBranchDiT
 from ..model.inputs import ActiveParts, Conditioned, References, TextConditioning
 from ..sampling.defaults import Guidance
-from ..sampling.guidance import GuidedModel, mix, speech_features
+from ..sampling.guidance import GuidedModel, mix
 from ..sampling.sampler import schedule
 from ..weights.checkpoint import load_model
 from ..weights.convert import save_checkpoint
@@ -177,7 +177,7 @@ class Distillation(Objective):
         attention = cast_ops.quick_attention(self.dtype, batch.time.device)
         with torch.no_grad():
             positive, negative = (
-                TextConditioning(states, speech_features(teacher.text_embedding, ids, lengths), lengths)
+                TextConditioning(states, teacher.text_embedding(ids, lengths), lengths)
                 for states, ids, lengths in (
                     (self.caption_states(batch), batch.speech, batch.speech_lengths),
                     (batch.null_caption, batch.null_speech, batch.null_speech_lengths),

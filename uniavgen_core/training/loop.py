@@ -43,6 +43,7 @@ from .data import Batches, Latents, one_clip
 from .initialise import initialise, other_interaction
 from .objective import Batch, Objective, compile_blocks, conditions, recompute_blocks
 from .recipe import Recipe, Schedule, read_recipe
+from .resident import ResidentBatches, ResidentClips
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -137,6 +138,7 @@ def train(
     accelerator, out = make_accelerator(), Path(out)
     run = run or Run()
     _claim(accelerator, out, recipe)
+    resident = None
     for stage in recipe.stages:
         folder = out / stage.name
         done = folder / "model.safetensors"
@@ -152,15 +154,12 @@ def train(
             if run.compile:
                 compile_blocks(model)
             shown = None if stage.audio_alone else preview
-            batches = Batches(
-                latents,
-                stage,
-                recipe.seed,
-                accelerator.process_index,
-                accelerator.num_processes,
-                with_states=encoder is None,
-                speech=speech,
-            )
+            share = (stage, recipe.seed, accelerator.process_index, accelerator.num_processes)
+            if recipe.resident:
+                resident = resident or _resident(accelerator.device, latents, speech, encoder)
+                batches = ResidentBatches(*resident, *share)
+            else:
+                batches = Batches(latents, *share, with_states=encoder is None, speech=speech)
             state = fit(accelerator, objective, stage, batches, folder, recipe, run, shown)
             if accelerator.is_main_process:
                 _export(state, model, encoder, folder)
@@ -195,18 +194,13 @@ def fit(
         UserError: see `Batches`; a loss that is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trained = [(name, p) for name, p in objective.named_parameters() if p.requires_grad]
-    groups, scales = [], []
-    for scale in sorted({stage.scale(name) for name, _ in trained}):
-        own = [p for name, p in trained if stage.scale(name) == scale]
-        groups.append({"params": [p for p in own if p.ndim > 1], "weight_decay": recipe.weight_decay})
-        groups.append({"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0})
-        scales += [scale, scale]
-    optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.999))
-    objective, optimizer = accelerator.prepare(objective, optimizer)
+    optimizers = _optimizers(objective, stage, recipe)
+    scales = [[group.pop("scale") for group in x.param_groups] for x in optimizers]
+    objective, *optimizers = accelerator.prepare(objective, *optimizers)
+    plain = tuple(x.optimizer for x in optimizers)
     parameters = [p for p in objective.parameters() if p.requires_grad]
     average = MovingAverage(parameters, recipe.ema)
-    first = _resume(folder, objective, optimizer.optimizer, average)
+    first = _resume(folder, objective, plain, average)
     log = _open_log(folder / "log.jsonl", first) if accelerator.is_main_process else None
     sharded = "FSDP" in str(accelerator.distributed_type)
 
@@ -215,13 +209,15 @@ def fit(
     )
     for step, batch in enumerate(loader, first):
         begin = time.perf_counter()
-        for group, scale in zip(optimizer.param_groups, scales, strict=True):
-            group["lr"] = scale * stage.rate(step)
-        optimizer.zero_grad()
+        for optimizer, own in zip(optimizers, scales, strict=True):
+            for group, scale in zip(optimizer.param_groups, own, strict=True):
+                group["lr"] = scale * stage.rate(step)
+            optimizer.zero_grad()
         weights = stage.loss_weights(step)
         losses = _accumulate(accelerator, objective, batch.to(accelerator.device), weights, run)
         norm = accelerator.clip_grad_norm_(parameters, recipe.clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         average.update(step)
         values = accelerator.reduce(torch.stack(list(losses.values())), "mean").tolist()
         if log:
@@ -234,7 +230,7 @@ def fit(
             raise UserError(f"{stage.name}: the loss is not finite at step {step}; lower the learning rate")
         last = step + 1 == stage.steps
         if (step + 1) % run.save_every == 0 or last:
-            _save(accelerator, folder, step + 1, objective, optimizer.optimizer, average)
+            _save(accelerator, folder, step + 1, objective, plain, average)
         if preview and ((step + 1) % run.preview_every == 0 or last):
             if accelerator.is_main_process and not sharded:
                 with average.applied():
@@ -244,6 +240,46 @@ def fit(
         log.close()
     with average.applied():
         return _full_state(objective, trained_only=trained_only)
+
+
+def _optimizers(objective: nn.Module, stage: Schedule, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon where the stage gives it matrices; a group's `scale` is its rate in units of the
+    stage's.
+
+    Raises:
+        UserError: a torch without Muon.
+    """
+    adamw: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    muon: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in objective.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = stage.muon_scale(name)
+        if scale is not None and parameter.ndim == 2:
+            muon.setdefault(scale, []).append(parameter)
+        else:
+            adamw.setdefault((stage.scale(name), parameter.ndim > 1), []).append(parameter)
+    groups = [
+        {"params": params, "weight_decay": recipe.weight_decay if decays else 0.0, "scale": scale}
+        for (scale, decays), params in sorted(adamw.items(), key=lambda group: (group[0][0], not group[0][1]))
+    ]
+    rate = stage.learning_rate
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999))]
+    if muon:
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(
+                f"stage {stage.name!r} trains with Muon, which torch {torch.__version__} lacks; install "
+                "torch 2.9 or later, or take muon_rate out of the recipe"
+            )
+        optimizers.append(
+            torch.optim.Muon(
+                [{"params": params, "scale": scale} for scale, params in muon.items()],
+                lr=rate,
+                weight_decay=recipe.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
 
 
 def _accumulate(
@@ -273,10 +309,10 @@ def _full_state(objective: nn.Module, trained_only: bool = True) -> dict[str, Te
     return {name: value.clone() for name, value in cast(dict[str, Tensor], state).items()}
 
 
-def _save(accelerator, folder: Path, step: int, objective, optimizer, average: MovingAverage) -> None:
+def _save(accelerator, folder: Path, step: int, objective, optimizers, average: MovingAverage) -> None:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     state = {"step": step, "model": _full_state(objective)}
-    state["optimizer"] = get_optimizer_state_dict(objective, optimizer, options=options)
+    state["optimizer"] = get_optimizer_state_dict(objective, optimizers, options=options)
     with average.applied():
         state["average"] = _full_state(objective)
     if accelerator.is_main_process:
@@ -285,7 +321,7 @@ def _save(accelerator, folder: Path, step: int, objective, optimizer, average: M
     accelerator.wait_for_everyone()
 
 
-def _resume(folder: Path, objective, optimizer, average: MovingAverage) -> int:
+def _resume(folder: Path, objective, optimizers, average: MovingAverage) -> int:
     """Load the folder's checkpoint; the next step's number."""
     file = folder / "checkpoint.pt"
     if not file.exists():
@@ -295,7 +331,7 @@ def _resume(folder: Path, objective, optimizer, average: MovingAverage) -> int:
     set_model_state_dict(objective, state["average"], options=options)
     average.values = [p.detach().clone() for p in average.parameters]
     set_model_state_dict(objective, state["model"], options=options)
-    set_optimizer_state_dict(objective, optimizer, state["optimizer"], options=options)
+    set_optimizer_state_dict(objective, optimizers, state["optimizer"], options=options)
     return state["step"]
 
 
@@ -330,6 +366,17 @@ def _model(recipe: Recipe, start: str | Path | None) -> DualBranchDiT:
     else:
         raise UserError(f"{start} has other sizes than the recipe; put its config (uniavgen inspect) there")
     return model
+
+
+def _resident(
+    device: torch.device, latents: Latents, speech: Latents | None, encoder: CaptionEncoder | None
+) -> tuple[ResidentClips, ResidentClips | None]:
+    if encoder is not None:
+        raise UserError(
+            "resident clips hold caption states, so no caption encoder can be trained with them; prepare the "
+            "clips with --text-encoder, or take `resident` out of the recipe"
+        )
+    return ResidentClips(latents, device), None if speech is None else ResidentClips(speech, device)
 
 
 def _fit_check(model: DualBranchDiT, latents: Latents, encoder: CaptionEncoder | None) -> None:

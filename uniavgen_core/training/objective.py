@@ -20,7 +20,6 @@ from ..media.caption import CaptionEncoder, clean
 from ..model.dit import DualBranchDiT
 from ..model.inputs import ActiveParts, Conditioned, References, TextConditioning
 from ..model.layers import Attention
-from ..sampling.guidance import speech_features
 from . import cast_ops
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ def _reading(mel: Tensor, first: Tensor, end: Tensor, there: Tensor | None = Non
     """A steady reading of symbols `first` to `end` `[B]` by a mel `[B, L, bands]`: which frames are loud and
     so read, and the symbol each stands at, float `[B, L]`. `there`: frames that are no padding."""
     loudness = mel.float().mean(-1)
-    low, high = loudness.quantile(torch.tensor([0.05, 0.95], device=loudness.device), 1).unsqueeze(-1)
+    low, high = (loudness.quantile(q, 1, keepdim=True) for q in (0.05, 0.95))
     spoken = (loudness > low + (high - low) / 4).float()
     if there is not None:
         spoken = spoken * there
@@ -300,7 +299,7 @@ class Objective(nn.Module):
 
     def speech_features(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """`[B, N, speech_dim]`; each text is encoded at its own length, as in inference."""
-        return speech_features(self.model.text_embedding, ids, lengths)
+        return self.model.text_embedding(ids, lengths)
 
 
 def recompute_blocks(model: DualBranchDiT) -> None:

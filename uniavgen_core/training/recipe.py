@@ -84,6 +84,10 @@ class Schedule:
         """Learning rate of a parameter, in units of the stage's."""
         return 1.0
 
+    def muon_scale(self, name: str) -> float | None:
+        """Learning rate of a matrix that Muon trains, in units of the stage's; None: AdamW trains it."""
+        return None
+
     def loss_weights(self, step: int) -> dict[str, float]:
         """What the objective is told at a step beside the batch."""
         return {}
@@ -100,9 +104,11 @@ class Stage(Schedule):
     of times drawn logit-normal, the rest is uniform; a `shift` above 1 moves all times towards noise, where
     the texts and the other branch decide. `task_shifts`: other shifts of some tasks, each drawn as often as
     the others; `task_text_drop`: other shares of dropped texts. `interaction_rate`: learning rate of the
-    interaction, face masks included, where it is not `learning_rate`. `guide`: weight of the guided attention
-    to the speech text. `seam`: weight of frames next to a known one in continuations and edits. `groups`:
-    the parameters that are trained, of `GROUPS`; the others are frozen. A caption encoder belongs to "video".
+    interaction, face masks included, where it is not `learning_rate`; `audio_rate`: likewise of the audio
+    branch. `muon_rate`: the matrices of the video blocks are trained by Muon at this rate, its updates as
+    large as AdamW's. `guide`: weight of the guided attention to the speech text. `seam`: weight of frames
+    next to a known one in continuations and edits. `groups`: the parameters that are trained, of `GROUPS`;
+    the others are frozen. A caption encoder belongs to "video".
 
     Raises:
         UserError: values that make no stage.
@@ -118,6 +124,8 @@ class Stage(Schedule):
     task_shifts: dict[str, tuple[float, ...]] = field(default_factory=dict)
     task_text_drop: dict[str, float] = field(default_factory=dict)
     interaction_rate: float | None = None
+    audio_rate: float | None = None
+    muon_rate: float | None = None
     seam: float = 1.0
     groups: tuple[str, ...] = GROUPS
 
@@ -137,9 +145,14 @@ class Stage(Schedule):
             "a stage of the audio branch alone needs the group audio": self.audio_alone
             and "audio" not in self.groups,
             "task_shifts needs at least one shift for each task": not all(self.task_shifts.values()),
-            f"interaction_rate is {self.interaction_rate}, it must be positive": (
-                self.interaction_rate is not None and not self.interaction_rate > 0
-            ),
+            **{
+                f"{name} is {rate}, it must be positive": rate is not None and not rate > 0
+                for name, rate in (
+                    ("interaction_rate", self.interaction_rate),
+                    ("audio_rate", self.audio_rate),
+                    ("muon_rate", self.muon_rate),
+                )
+            },
             "null_share, text_drop and logit_normal lie in 0..1": any(
                 not 0 <= x <= 1
                 for x in (
@@ -166,9 +179,14 @@ class Stage(Schedule):
 
     def scale(self, name: str) -> float:
         """Learning rate of a parameter, in units of the stage's."""
-        if self.interaction_rate is None or group_of(name) not in ("a2v", "v2a"):
-            return 1.0
-        return self.interaction_rate / self.learning_rate
+        rates = {"audio": self.audio_rate, "a2v": self.interaction_rate, "v2a": self.interaction_rate}
+        return (rates.get(group_of(name)) or self.learning_rate) / self.learning_rate
+
+    def muon_scale(self, name: str) -> float | None:
+        """As in `Schedule`: of the video blocks."""
+        if self.muon_rate is None or not name.removeprefix("model.").startswith("blocks."):
+            return None
+        return self.muon_rate / self.learning_rate
 
     def loss_weights(self, step: int) -> dict[str, float]:
         """lambda_m and lambda_g, the weights of the mask loss and of the guided attention."""
@@ -178,10 +196,11 @@ class Stage(Schedule):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model and its stages; AdamW (0.9, 0.999) throughout.
+    """A model and its stages; AdamW (0.9, 0.999), for some matrices Muon where a stage says so.
 
     `ema`: decay of the weights' moving average, which is what a stage hands on. `clip`: largest gradient
-    norm. `dtype`: of the matmuls, "fp32" or "bf16"; weights and optimizer are float32.
+    norm. `dtype`: of the matmuls, "fp32" or "bf16"; weights and optimizer are float32. `resident`: all clips
+    are kept in the memory of the device and drawn there, with replacement (`resident.ResidentBatches`).
     """
 
     config: Config
@@ -192,6 +211,7 @@ class Recipe:
     weight_decay: float = 0.01
     dtype: str = "fp32"
     recompute: bool = False  # gradient checkpointing
+    resident: bool = False
 
     def __post_init__(self):
         names = [stage.name for stage in self.stages]
