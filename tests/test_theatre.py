@@ -5,7 +5,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
-from conftest import needs_accelerate, needs_espeak
+from conftest import needs_accelerate, needs_espeak, needs_muon
 
 from uniavgen_core.errors import UserError
 from uniavgen_core.theatre import drawing, voices
@@ -242,11 +242,12 @@ def test_values_it_cannot_play_are_refused(wrong, message):
 
 @needs_espeak
 @needs_accelerate
+@needs_muon
 def test_the_embedded_model_is_made_from_nothing(tmp_path, monkeypatch):
     """The whole way with few steps and clips; what comes out loads and says which variant it is."""
     from uniavgen_core.pipeline import Pipeline, Weights
     from uniavgen_core.theatre import autoencoder, build_embedded
-    from uniavgen_core.theatre.recipe import ALIGNED, EMBEDDED
+    from uniavgen_core.theatre.recipe import EMBEDDED, EMBEDDED_FINAL
 
     def few(stages: tuple) -> tuple:
         return tuple(replace(stage, steps=1, batch=1) for stage in stages)
@@ -256,13 +257,14 @@ def test_the_embedded_model_is_made_from_nothing(tmp_path, monkeypatch):
         stages = few(getattr(build_embedded, name))
         small = tuple(replace(stage, frames=min(stage.frames, 5), crop=32) for stage in stages)
         monkeypatch.setattr(build_embedded, name, small)
-    recipes = tuple(replace(r, stages=few(r.stages), dtype="fp32") for r in (EMBEDDED, ALIGNED))
+    monkeypatch.setattr(build_embedded, "MOVING_CLIPS", 1)
+    recipes = tuple(replace(r, stages=few(r.stages), dtype="fp32") for r in (EMBEDDED, EMBEDDED_FINAL))
     folder = build_embedded.make_embedded(tmp_path, recipes, share=1 / 4096)
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "vae", "caption_encoder"}
     pipeline = Pipeline.load(
         Weights(str(folder / "model.safetensors"), str(folder / "vae"), str(folder / "caption_encoder"))
     )
-    assert pipeline.config == ALIGNED.config
+    assert pipeline.config == EMBEDDED_FINAL.config
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 60e6
     with pytest.raises(UserError, match="--share is 0"):
         build_embedded.make_embedded(tmp_path, share=0)

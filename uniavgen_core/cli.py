@@ -259,7 +259,7 @@ def _add_other_commands(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_bench)
 
-    recipes = {"embedded": theatre.embedded_recipe, "aligned": theatre.aligned_recipe}
+    recipes = {"embedded": theatre.embedded_recipe, "embedded-final": theatre.embedded_final_recipe}
     theatre.add_actions(add_train(commands, recipes))
     add_eval(commands, _add_weights, _weights)
 

@@ -22,10 +22,10 @@ from ..weights.convert import save_checkpoint
 from .autoencoder import VAEStage, save_vae, train_vae
 from .captions import new_caption_encoder
 from .clips import Theatre
-from .recipe import ALIGNED, EMBEDDED
+from .recipe import EMBEDDED, EMBEDDED_FINAL
 from .samples import speech_sample, theatre_sample
 
-SPEECH, CLIPS, MOVING_CLIPS = 4096, 4096, 1216
+SPEECH, CLIPS, MOVING_CLIPS = 4096, 4096, 29_422
 STILL = "holds still"
 """What a caption says of a head that does not move."""
 AnySchedule = TypeVar("AnySchedule", bound=Schedule)
@@ -40,7 +40,7 @@ DECODER = (VAEStage("decoder", 700, 1, 7e-4, warmup=20, decay=0.6, frames=17, mo
 
 def make_embedded(
     out: str | Path,
-    recipes: tuple[Recipe, Recipe] = (EMBEDDED, ALIGNED),
+    recipes: tuple[Recipe, Recipe] = (EMBEDDED, EMBEDDED_FINAL),
     run: Run | None = None,
     share: float = 1.0,
 ) -> Path:
@@ -70,7 +70,7 @@ def make_embedded(
         new_caption_encoder(map(theatre.caption, range(2000)), first.config.caption_dim).save(captions)
     model = train(first, latents, out / "model", caption=captions, run=run, speech=speech)
     captions = model.parent / "caption_encoder"
-    others = Theatre(3)
+    others = Theatre(7)
     numbers = moving(others, moving_clips)
     latents = prepare(
         out / "moving",
@@ -79,7 +79,7 @@ def make_embedded(
         others.about() | {"still": "one of three"},
         load_caption_encoder(captions),
     )
-    model = train(second, latents, out / "aligned", start=model, run=run, speech=speech)
+    model = train(second, latents, out / "final", start=model, run=run)
     return collect(model, decoder, captions, out / "embedded_model")
 
 

@@ -18,11 +18,11 @@ def embedded_recipe() -> Recipe:
     return EMBEDDED
 
 
-def aligned_recipe() -> Recipe:
-    """What `train recipe aligned` prints."""
-    from .recipe import ALIGNED
+def embedded_final_recipe() -> Recipe:
+    """What `train recipe embedded-final` prints."""
+    from .recipe import EMBEDDED_FINAL
 
-    return ALIGNED
+    return EMBEDDED_FINAL
 
 
 def add_actions(actions: argparse._SubParsersAction) -> None:
