@@ -43,7 +43,7 @@ EMBEDDED = Recipe(
     ema=0.995,
     dtype="bf16",
 )
-"""The embedded model: 128x128 pictures of 33 frames, 8x8 tokens a latent frame. Trains its caption encoder."""
+"""The embedded model: 128x128 pictures of 33 frames, 8x8 tokens a latent frame; with its caption encoder."""
 
 EMBEDDED_FINAL = replace(
     EMBEDDED,
