@@ -207,6 +207,14 @@ def _order(seed: int, stage: str, epoch: int, count: int) -> list[int]:
     return torch.randperm(count, generator=seeded(seed, stage, "order", epoch)).tolist()
 
 
+def draw_task(stage: Stage, seed: int, step: int) -> tuple[str, bool, torch.Generator]:
+    """The task of a step, whether it trains the null pass, and the generator to draw the span with."""
+    generator = seeded(seed, stage.name, "step", step)
+    chances = torch.tensor(list(stage.tasks.values()), dtype=torch.float64)
+    mode = list(stage.tasks)[int(torch.multinomial(chances, 1, generator=generator))]
+    return mode, bool(torch.rand((), generator=generator) < stage.null_share), generator
+
+
 @dataclass
 class Batches(torch.utils.data.Dataset):
     """Batch number s of a stage: this process's `stage.batch / processes` of its samples.
@@ -245,10 +253,7 @@ class Batches(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         stage = self.stage
-        generator = seeded(self.seed, stage.name, "step", step)
-        chances = torch.tensor(list(stage.tasks.values()), dtype=torch.float64)
-        mode = list(stage.tasks)[int(torch.multinomial(chances, 1, generator=generator))]
-        null = bool(torch.rand((), generator=generator) < stage.null_share)
+        mode, null, generator = draw_task(stage, self.seed, step)
         first = self.clips_of(mode)[0]
         anew = conditioning.draw_span(mode, first.video.shape[1], first.audio.shape[0], generator)
         rows = [self._row(step * stage.batch + row, mode, null) for row in self.rows]
@@ -289,7 +294,7 @@ class Batches(torch.utils.data.Dataset):
         said_before = item.voice_transcript if needs_voice(mode) else ""
         null_ids = null_symbol_ids(item.language, said_before)
         ids = null_ids if dropped else symbol_ids(item.transcript, item.language, said_before)
-        audio = _audio(item, mode)
+        audio = getattr(item, audio_name(mode))
         return {
             "video": item.video,
             "audio": audio,
@@ -314,14 +319,15 @@ def needs_voice(mode: str) -> bool:
     return mode == VOICE_ALONE or (mode not in ALONE and "voice" in conditioning.MODES[mode].needs)
 
 
-def _audio(item: Sample, mode: str) -> Tensor:
-    return item.audio_peak if mode not in ALONE and conditioning.MODES[mode].normalised else item.audio
+def audio_name(mode: str) -> str:
+    """Which audio latent of a `Sample` a mode is trained on."""
+    return "audio_peak" if mode not in ALONE and conditioning.MODES[mode].normalised else "audio"
 
 
 def one_clip(latents: Latents, index: int, mode: str) -> Batch:
     """A clip as a batch of one, clean: what sampling it again in a task starts from."""
     item = latents[index]
-    audio = _audio(item, mode)
+    audio = getattr(item, audio_name(mode))
     with_voice = needs_voice(mode)
     voice = item.voice if with_voice else None
     ids = symbol_ids(item.transcript, item.language, item.voice_transcript if with_voice else "")

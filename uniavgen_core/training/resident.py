@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .. import conditioning
 from ..errors import UserError
 from ..media.speech import FILLER, null_symbol_ids, symbol_ids
-from .data import Latents, Sample, needs_voice, seeded, shared_rows
+from .data import Latents, Sample, audio_name, draw_task, needs_voice, seeded, shared_rows
 from .objective import ALONE, Batch
 from .recipe import Stage
 
@@ -101,10 +101,7 @@ class ResidentBatches(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         stage, size = self.stage, self.size
-        generator = seeded(self.seed, stage.name, "step", step)
-        chances = torch.tensor(list(stage.tasks.values()), dtype=torch.float64)
-        mode = list(stage.tasks)[int(torch.multinomial(chances, 1, generator=generator))]
-        null = bool(torch.rand((), generator=generator) < stage.null_share)
+        mode, null, generator = draw_task(stage, self.seed, step)
         clips = self._source(mode)
         device, tensors = clips.device, clips.tensors
         latents, mels = tensors["video"].shape[2], tensors["audio"].shape[1]
@@ -132,8 +129,7 @@ class ResidentBatches(torch.utils.data.Dataset):
             missing = longest - tensors[name].shape[1]
             return torch.nn.functional.pad(tensors[name][rows], (0, missing), value=FILLER)
 
-        peak = mode not in ALONE and conditioning.MODES[mode].normalised
-        video, audio = clean("video"), clean("audio_peak" if peak else "audio")
+        video, audio = clean("video"), clean(audio_name(mode))
         return Batch(
             mode=mode,
             interaction=not null,
